@@ -1,0 +1,170 @@
+//! SHA-256 digests and the identifiers made of them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sha2::{Digest as _, Sha256};
+
+/// A SHA-256 digest. Written `sha256:<64 hex digits>`, as in the OCI image specification.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(pub [u8; 32]);
+
+/// A string that is not a digest of the form `sha256:<64 lower-case hex digits>`.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("'{0}' is not a digest (expected sha256: and 64 lower-case hex digits)")]
+pub struct ParseDigestError(pub String);
+
+impl Digest {
+    /// The digest of `data`.
+    pub fn of(data: &[u8]) -> Self {
+        Self(Sha256::digest(data).into())
+    }
+
+    /// The 64 hex digits without the `sha256:` prefix.
+    pub fn hex(&self) -> String {
+        use fmt::Write as _;
+        self.0.iter().fold(String::with_capacity(64), |mut hex, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = ParseDigestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let fail = || ParseDigestError(text.to_owned());
+        let hex = text.strip_prefix("sha256:").ok_or_else(fail)?.as_bytes();
+        let mut digest = [0; 32];
+        if hex.len() != 64 {
+            return Err(fail());
+        }
+        for (byte, pair) in digest.iter_mut().zip(hex.chunks_exact(2)) {
+            let high = hex_value(pair[0]).ok_or_else(fail)?;
+            let low = hex_value(pair[1]).ok_or_else(fail)?;
+            *byte = high << 4 | low;
+        }
+        Ok(Self(digest))
+    }
+}
+
+fn hex_value(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
+}
+
+macro_rules! digest_newtype {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+        #[serde(into = "String", try_from = "String")]
+        pub struct $name(pub Digest);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseDigestError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                text.parse().map(Self)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.to_string()
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = ParseDigestError;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+    };
+}
+
+digest_newtype! {
+    /// Names the contents of one regular file in the store.
+    ObjectId
+}
+digest_newtype! {
+    /// Names a layer: the digest of its uncompressed tar (OCI image spec, "Layer DiffID").
+    DiffId
+}
+digest_newtype! {
+    /// Names a stack of layers (OCI image spec, "Layer ChainID").
+    ChainId
+}
+digest_newtype! {
+    /// Names an image: the digest of its manifest.
+    ImageId
+}
+
+impl ChainId {
+    /// The chain ID of a stack of layers, bottom first; `None` for an empty stack.
+    pub fn of(layers: &[DiffId]) -> Option<Self> {
+        let (first, rest) = layers.split_first()?;
+        Some(rest.iter().fold(Self(first.0), |chain, layer| {
+            Self(Digest::of(format!("{chain} {layer}").as_bytes()))
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_round_trips_through_text() {
+        let digest = Digest::of(b"lamina");
+        assert_eq!(digest.to_string().parse(), Ok(digest));
+    }
+
+    #[test]
+    fn malformed_digests_are_refused() {
+        let upper = Digest::of(b"").to_string().to_uppercase();
+        for text in ["", "sha256:", "sha256:00", &"0".repeat(64), &upper, "sha512:00"] {
+            assert!(text.parse::<Digest>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn chain_id_of_one_layer_is_its_diff_id() {
+        let a = DiffId(Digest::of(b"a"));
+        let b = DiffId(Digest::of(b"b"));
+        assert_eq!(ChainId::of(&[]), None);
+        assert_eq!(ChainId::of(&[a]), Some(ChainId(a.0)));
+        let expected = Digest::of(format!("{a} {b}").as_bytes());
+        assert_eq!(ChainId::of(&[a, b]), Some(ChainId(expected)));
+    }
+}

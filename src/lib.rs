@@ -1,0 +1,6 @@
+//! Lamina: a copy-on-write union filesystem in FUSE.
+//!
+//! The arrows of dependency are `cli → fuse → union → {upper, lower} → {sys, lamina-layers}`;
+//! nothing points back. See `docs/architecture.md`.
+
+pub mod lower;

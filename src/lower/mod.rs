@@ -1,0 +1,1 @@
+//! What a read-only layer is, and its two kinds.

@@ -1,0 +1,3 @@
+//! The `lamina` command.
+
+fn main() {}
