@@ -419,7 +419,10 @@ fn unpack(below: &Model, archive: &Archive) -> Option<Model> {
         match op {
             Op::File(file) | Op::Directory(file) => {
                 let number = tree.put_new(path, file.clone());
-                own.insert(path, number);
+                // The import refuses a link to a directory of its own archive.
+                if !file.is_dir() {
+                    own.insert(path, number);
+                }
             }
             Op::HardLink(target) => {
                 // As it was below, unless this archive brought another.
