@@ -3,7 +3,8 @@
 //! The operations are methods of [`Union`] by subject: [`lookup`](Union::lookup) and identity in
 //! `resolve.rs`, attributes in `attributes.rs`, listings in `readdir.rs`, contents in `data.rs`,
 //! new names in `create.rs`, names that go in `remove.rs`, `rename.rs`, extended attributes in
-//! `xattr.rs`, copy-up in `copyup.rs`, descriptors of upper objects in `descriptors.rs`.
+//! `xattr.rs`, copy-up in `copyup.rs`, descriptors of upper objects in `descriptors.rs`, what an
+//! upper changed in `diff.rs`.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ mod copyup;
 mod create;
 mod data;
 mod descriptors;
+mod diff;
 mod listing;
 mod node;
 mod readdir;
@@ -38,6 +40,7 @@ mod xattr;
 pub use attributes::{SetAttr, SetTime};
 pub use create::NewNode;
 pub use data::{FsStat, Seek};
+pub use diff::{Change, ChangeKind, LayerItem, LayerWhat};
 pub use listing::Cookie;
 pub use readdir::{DirItem, Listed};
 pub use rename::RenameMode;

@@ -164,7 +164,11 @@ impl Union {
     }
 
     /// What a name means in the lower parts of a directory.
-    fn resolve_lower(&self, dirs: &LowerParts, name: &[u8]) -> FsResult<Option<Resolved>> {
+    pub(super) fn resolve_lower(
+        &self,
+        dirs: &LowerParts,
+        name: &[u8],
+    ) -> FsResult<Option<Resolved>> {
         let mut lowers = LowerParts::new();
         let mut redirect: Option<Vec<u8>> = None;
         for (at, dir) in dirs.iter().enumerate() {

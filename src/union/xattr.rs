@@ -72,7 +72,8 @@ impl Union {
         }))
     }
 
-    fn xattr_names(&self, number: Number) -> FsResult<Vec<Vec<u8>>> {
+    /// The names of all extended attributes.
+    pub fn xattr_names(&self, number: Number) -> FsResult<Vec<Vec<u8>>> {
         let lower = match self.target(number)? {
             Target::Image(ino) => self.image_ref(ino)?,
             Target::Node(node) => match self.xattr_source(&node)? {
