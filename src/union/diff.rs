@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::node::{LowerParts, Node};
 use super::readdir::Listed;
+use super::resolve::Resolved;
 use super::{Cookie, Union};
 use crate::attr::{Attr, Kind};
 use crate::error::FsResult;
@@ -76,8 +77,8 @@ struct Level {
 
 /// What is walked of a directory.
 enum Source {
-    /// Only what the upper has.
-    Upper(Arc<Node>),
+    /// Only what the upper has; and what the lowers have under the same path, seen or not.
+    Upper(Arc<Node>, LowerParts),
     /// Everything: it was moved, and its lower parts with it.
     Whole(Number),
 }
@@ -116,7 +117,7 @@ impl Union {
         let attr = self.node_attr(&self.root)?;
         visit(object(Vec::new(), attr, true, None))?;
         let names = self.upper_names(&self.root)?;
-        let root = Source::Upper(Arc::clone(&self.root));
+        let root = Source::Upper(Arc::clone(&self.root), self.lowers.roots().into());
         let mut levels = vec![Level {
             path: Vec::new(),
             names,
@@ -134,9 +135,10 @@ impl Union {
             }
             path.extend_from_slice(&name);
             let next = match &level.source {
-                Source::Upper(dir) => {
-                    let dir = Arc::clone(dir);
-                    self.visit_upper(&dir, &name, path, &mut seen, visit)?
+                Source::Upper(dir, below) => {
+                    let (dir, below) = (Arc::clone(dir), below.clone());
+                    let below = self.resolve_lower(&below, &name)?;
+                    self.visit_upper(&dir, &name, path, below, &mut seen, visit)?
                 }
                 Source::Whole(dir) => self.visit_whole(*dir, &name, path, &mut seen, visit)?,
             };
@@ -145,19 +147,16 @@ impl Union {
         Ok(())
     }
 
-    /// One entry of the upper.
+    /// One entry of the upper, and what the lowers have under its path.
     fn visit_upper(
         &self,
         dir: &Arc<Node>,
         name: &[u8],
         path: Vec<u8>,
+        below: Option<Resolved>,
         seen: &mut HashMap<u64, Vec<u8>>,
         visit: &mut Visit<'_>,
     ) -> FsResult<Option<Level>> {
-        let below = {
-            let lowers = dir.state.read().lowers.clone();
-            self.resolve_lower(&lowers, name)?
-        };
         let found = self.upper()?.examine(self.upper_dir(dir)?.as_fd(), name)?;
         let entry = match found {
             // Gone since the directory was listed: the mount is live.
@@ -177,27 +176,26 @@ impl Union {
             return Ok(None);
         };
         let is_dir = entry.attr.kind() == Kind::Dir;
-        let lower_dir = below.as_ref().filter(|below| below.kind == Kind::Dir);
-        let merged_here = is_dir && lower_dir.is_some_and(|dir| dir.lowers == resolved.lowers);
+        let replaces = below.is_some();
+        let lower_dir = below
+            .filter(|below| below.kind == Kind::Dir)
+            .map(|dir| dir.lowers);
+        let merged_here = is_dir && lower_dir.as_ref() == Some(&resolved.lowers);
         let moved = is_dir && !merged_here && !resolved.lowers.is_empty();
         let hides = is_dir && !merged_here;
-        let hidden = match lower_dir {
-            Some(lower) if hides => Some(lower.lowers.clone()),
-            _ => None,
-        };
         let node = self.intern(dir, name, resolved, false);
         let attr = self.node_attr(&node)?;
         let link_to = first_path(seen, &attr, &path);
-        visit(object(path.clone(), attr, below.is_some(), link_to))?;
+        visit(object(path.clone(), attr, replaces, link_to))?;
         if !is_dir {
             return Ok(None);
         }
-        if let Some(hidden) = hidden {
+        if let Some(hidden) = lower_dir.as_ref().filter(|_| hides) {
             visit(LayerItem {
                 path: path.clone(),
                 what: LayerWhat::Opaque,
             })?;
-            self.visit_hidden(&node, &hidden, &path, visit)?;
+            self.visit_hidden(&node, hidden, &path, visit)?;
         }
         Ok(Some(if moved {
             Level {
@@ -209,7 +207,7 @@ impl Union {
             Level {
                 path,
                 names: self.upper_names(&node)?,
-                source: Source::Upper(node),
+                source: Source::Upper(node, lower_dir.unwrap_or_default()),
             }
         }))
     }

@@ -35,6 +35,8 @@ mod readdir;
 mod remove;
 mod rename;
 mod resolve;
+#[cfg(test)]
+mod tests;
 mod xattr;
 
 pub use attributes::{SetAttr, SetTime};
