@@ -551,6 +551,16 @@ fn what_is_no_index_file_is_refused() {
 }
 
 #[test]
+fn the_seeds_of_the_fuzz_target_are_current() {
+    let seeds = std::fs::read_dir("../fixtures/fuzz/index").unwrap();
+    let opened = seeds.map(|seed| Index::open(&seed.unwrap().path()));
+    let count = opened
+        .inspect(|index| assert!(index.is_ok(), "{index:?}, see layers/examples"))
+        .count();
+    assert_eq!(count, 5);
+}
+
+#[test]
 fn an_index_can_be_shared_between_threads() {
     fn check<T: Send + Sync>() {}
     check::<Index>();
