@@ -155,6 +155,42 @@ fn an_entry_wins_over_a_whiteout_of_its_own_layer_in_any_order() {
 }
 
 #[test]
+fn one_whiteout_node_can_delete_several_names() {
+    let mut builder = Builder::new();
+    let node = builder.add(meta(0), Content::Whiteout, Vec::new()).unwrap();
+    for name in [b"a", b"b"] {
+        builder.link(builder.root(), name, node).unwrap();
+    }
+    let index = finish_layer(builder);
+    assert_eq!(
+        index
+            .inodes()
+            .skip(1)
+            .filter(|inode| inode.data() == Data::Whiteout)
+            .count(),
+        2
+    );
+}
+
+#[test]
+fn of_two_xattrs_with_one_name_the_later_counts() {
+    let mut builder = Builder::new();
+    let xattr = |name: &[u8], value: &[u8]| (name.to_vec(), value.to_vec());
+    let xattrs = vec![
+        xattr(b"user.b", b"1"),
+        xattr(b"user.a", b"1"),
+        xattr(b"user.b", b"2"),
+    ];
+    builder
+        .set_dir(builder.root(), meta(libc::S_IFDIR), xattrs)
+        .unwrap();
+    let index = finish_layer(builder);
+    let root = index.inode(Ino::ROOT).unwrap();
+    assert_eq!(root.xattr(b"user.b"), Some(&b"2"[..]));
+    assert_eq!(root.xattrs().len(), 2);
+}
+
+#[test]
 fn what_cannot_be_in_an_index_is_refused() {
     let mut builder = Builder::new();
     let (regular, link, device) = (libc::S_IFREG, libc::S_IFLNK, libc::S_IFCHR);

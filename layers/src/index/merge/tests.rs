@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::index::testing::{
-    File, Model, describe, directory, finish_layer, merge_layers, node_at, parent_node, path,
-    plain_file,
+    File, Model, SAME_HASH, describe, directory, finish_layer, merge_layers, node_at, parent_node,
+    path, plain_file,
 };
 use crate::index::{Builder, Content, Data, Meta};
 
@@ -272,6 +272,25 @@ fn a_character_device_0_0_is_no_whiteout() {
     let image = merged([bottom, top]).unwrap();
     let inode = image.inode(find(&image, "dev")).unwrap();
     assert_eq!(inode.data(), Data::Device { major: 0, minor: 0 });
+}
+
+#[test]
+fn names_with_the_same_hash_do_not_merge() {
+    let [one, two] = SAME_HASH;
+    let both = || Layer::default().file(one, "1").file(two, "1");
+    let expected = [format!("{two}=1"), format!("{one}=2")];
+    assert_eq!(
+        listing(&merged([both(), Layer::default().file(one, "2")]).unwrap()),
+        expected
+    );
+    let expected = [format!("{two}=2"), format!("{one}=1")];
+    let layers = [
+        Layer::default().file(one, "1"),
+        Layer::default().file(two, "2"),
+    ];
+    assert_eq!(listing(&merged(layers).unwrap()), expected);
+    let image = merged([both(), Layer::default().whiteout(two)]).unwrap();
+    assert_eq!(listing(&image), [format!("{one}=1")]);
 }
 
 /// An entry of a layer's archive.

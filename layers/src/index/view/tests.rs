@@ -7,7 +7,7 @@ use crate::index::format::{
     AliasRecord, AttributesRecord, EntryKind, EntryRecord, FLAG_LINKS, FLAG_OPAQUE, Header,
     Section, name_hash,
 };
-use crate::index::testing::{describe, finish_layer, node_at, parent_node};
+use crate::index::testing::{SAME_HASH, describe, finish_layer, node_at, parent_node};
 use crate::index::{Builder, Content, Meta, seal};
 
 /// An index with every kind of entry, and with links.
@@ -566,29 +566,38 @@ fn an_index_can_be_shared_between_threads() {
     check::<Index>();
 }
 
-#[test]
-fn names_with_the_same_hash_are_all_found() {
-    // No two names with the same 48-bit hash are known, so the order is checked by hand.
+/// An index with empty directories of these names in its root.
+fn directories<'a>(names: impl IntoIterator<Item = &'a str>) -> Index {
     let mut builder = Builder::new();
-    for number in 0..3000 {
+    for name in names {
         let node = builder.add_implicit_dir().unwrap();
-        builder
-            .link(builder.root(), format!("{number}").as_bytes(), node)
-            .unwrap();
+        builder.link(builder.root(), name.as_bytes(), node).unwrap();
     }
-    let index = finish_layer(builder);
-    let entries = index.entries(Ino::ROOT);
-    let hashes: Vec<u64> = entries.clone().map(|entry| entry.hash).collect();
-    for (at, hash) in hashes.iter().enumerate() {
-        assert_eq!(entries.first_at(*hash), at);
-        assert_eq!(entries.first_at(hash - 1), at);
-    }
-    for number in 0..3000 {
-        let name = format!("{number}");
+    finish_layer(builder)
+}
+
+#[test]
+fn names_with_the_same_hash_are_told_apart() {
+    let [one, two] = SAME_HASH;
+    assert_eq!(name_hash(one.as_bytes()), name_hash(two.as_bytes()));
+    let both = directories(["a", one, "b", two, "c"]);
+    for name in SAME_HASH {
         assert_eq!(
-            index.lookup(Ino::ROOT, name.as_bytes()).unwrap().name,
+            both.lookup(Ino::ROOT, name.as_bytes()).unwrap().name,
             name.as_bytes()
         );
+    }
+    describe(&both);
+    let first = directories(["a", one, "b"]);
+    assert!(first.lookup(Ino::ROOT, one.as_bytes()).is_some());
+    assert!(first.lookup(Ino::ROOT, two.as_bytes()).is_none());
+}
+
+#[test]
+fn a_directory_of_any_size_is_searched() {
+    for size in (0..40).chain([1000, 3000]) {
+        let names: Vec<_> = (0..size).map(|number| number.to_string()).collect();
+        describe(&directories(names.iter().map(String::as_str)));
     }
 }
 
