@@ -288,3 +288,6 @@ fn check_aliases(tables: &Tables<'_>, aliases: usize, linked: usize) -> Result<(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

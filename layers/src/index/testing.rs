@@ -349,3 +349,70 @@ pub(super) fn directory() -> impl Strategy<Value = File> {
         implicit: false,
     })
 }
+
+/// An index with every kind of entry, and with links.
+pub(super) fn sample(kind: IndexKind) -> Vec<u8> {
+    let mut builder = Builder::new();
+    let meta = |mode| Meta {
+        mode: mode | 0o640,
+        uid: 1,
+        gid: 2,
+        mtime: (3, 4),
+    };
+    let mut add = |path: &str, file_type, content: Content, xattrs| {
+        let (dir, name) = parent_node(&mut builder, path.as_bytes()).unwrap();
+        let node = builder.add(meta(file_type), content, xattrs).unwrap();
+        builder.link(dir, name, node).unwrap();
+    };
+    let object = |seed: &[u8]| Content::Object {
+        id: ObjectId(Digest::of(seed)),
+        size: 1000,
+    };
+    let device = Content::Device { major: 4, minor: 1 };
+    let xattr = |name: &str| (name.as_bytes().to_vec(), b"value".to_vec());
+    let xattrs = vec![xattr("user.a"), xattr("user.b")];
+    add("dir/sub/deep", libc::S_IFREG, object(b"1"), Vec::new());
+    add("dir/other", libc::S_IFREG, object(b"2"), xattrs);
+    add(
+        "again",
+        libc::S_IFREG,
+        Content::Inline(b"contents".into()),
+        Vec::new(),
+    );
+    add(
+        "link",
+        libc::S_IFLNK,
+        Content::Symlink(b"dir/small".into()),
+        vec![xattr("user.c")],
+    );
+    add("tty", libc::S_IFCHR, device.clone(), Vec::new());
+    add("disk", libc::S_IFBLK, device, Vec::new());
+    add("fifo", libc::S_IFIFO, Content::Fifo, Vec::new());
+    add("socket", libc::S_IFSOCK, Content::Socket, Vec::new());
+    if kind == IndexKind::Layer {
+        add("gone", 0, Content::Whiteout, Vec::new());
+        add(
+            "hard1",
+            0,
+            Content::HardLink(b"lower/file".into()),
+            Vec::new(),
+        );
+        add(
+            "hard2",
+            0,
+            Content::HardLink(b"lower/file".into()),
+            Vec::new(),
+        );
+        builder.set_opaque(node_at(&builder, b"dir/sub").unwrap());
+    }
+    for (name, target) in [
+        ("dir/small", "again"),
+        ("dir/sub/small", "again"),
+        ("dir/pipe", "fifo"),
+    ] {
+        let node = node_at(&builder, target.as_bytes()).unwrap();
+        let (dir, name) = parent_node(&mut builder, name.as_bytes()).unwrap();
+        builder.link(dir, name, node).unwrap();
+    }
+    builder.finish(kind, Some(Digest::of(b"identity"))).unwrap()
+}
