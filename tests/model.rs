@@ -427,7 +427,7 @@ fn ops() -> impl Strategy<Value = Op> {
         2 => paths().prop_map(Op::Mkdir),
         2 => paths().prop_map(Op::Create),
         1 => paths().prop_map(Op::Symlink),
-        2 => (paths(), 0..20u8, b'a'..b'z').prop_map(|(path, at, byte)| Op::Write(path, at, byte)),
+        2 => (paths(), 0..20u8, b'a'..=b'z').prop_map(|(path, at, byte)| Op::Write(path, at, byte)),
         1 => (paths(), 0..20u8).prop_map(|(path, size)| Op::Truncate(path, size)),
         1 => (paths(), prop::sample::select(vec![0o600, 0o755, 0o4711])).prop_map(|(path, mode)| Op::Chmod(path, mode)),
         2 => (paths(), paths()).prop_map(|(from, to)| Op::Link(from, to)),
