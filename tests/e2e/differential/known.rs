@@ -1,0 +1,33 @@
+//! Where the sides may differ, and why. Everything else is a bug.
+
+
+use super::op::{Op, Outcome};
+use super::side::Kind;
+
+/// One intended difference from a plain directory.
+struct Known {
+    /// Which filesystems show it.
+    who: &'static [Kind],
+    /// Whether `outcome` in place of `native` for `op` is this difference.
+    applies: fn(op: &Op, native: &Outcome, outcome: &Outcome) -> bool,
+    /// Why it is right, or at least settled.
+    #[allow(dead_code, reason = "for the reader of the table")]
+    reason: &'static str,
+}
+
+const UNIONS: &[Kind] = &[Kind::Overlayfs, Kind::LaminaDirs, Kind::LaminaImage];
+const OVERLAYFS: &[Kind] = &[Kind::Overlayfs];
+
+const TABLE: &[Known] = &[
+    Known {
+        who: OVERLAYFS,
+        applies: |op, _, _| matches!(op, Op::SlotRead { .. } | Op::SlotStat { .. }),
+        reason: "overlayfs: a file opened for reading before its copy-up goes on showing the lower file; \
+                 Lamina shows the new data, as a plain directory does",
+    },
+];
+
+/// Whether `kind` may answer `op` with `outcome` where a plain directory answers `native`.
+pub fn is_known(kind: Kind, op: &Op, native: &Outcome, outcome: &Outcome) -> bool {
+    TABLE.iter().any(|known| known.who.contains(&kind) && (known.applies)(op, native, outcome))
+}
