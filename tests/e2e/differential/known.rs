@@ -25,9 +25,22 @@ const TABLE: &[Known] = &[
         reason: "overlayfs: a file opened for reading before its copy-up goes on showing the lower file; \
                  Lamina shows the new data, as a plain directory does",
     },
+    Known {
+        who: OVERLAYFS,
+        applies: |op, native, outcome| matches!(op, Op::Segments { .. }) && native.is_ok() && outcome.is_ok(),
+        reason: "overlayfs: a copy-up keeps holes only roughly",
+    },
 ];
 
 /// Whether `kind` may answer `op` with `outcome` where a plain directory answers `native`.
 pub fn is_known(kind: Kind, op: &Op, native: &Outcome, outcome: &Outcome) -> bool {
     TABLE.iter().any(|known| known.who.contains(&kind) && (known.applies)(op, native, outcome))
+}
+
+/// Whether `kind` may show `line` when its tree is compared with that of a plain directory.
+///
+/// After `link(2)` of a lower file, overlayfs lists the new name with another inode number than its
+/// `stat` gives. Lamina does not.
+pub fn is_known_of_trees(kind: Kind, line: &str) -> bool {
+    kind == Kind::Overlayfs && line.contains("is listed as inode")
 }

@@ -317,6 +317,10 @@ fn digest(data: &[u8]) -> String {
 }
 
 fn segments(fd: &OwnedFd) -> Outcome {
+    let stat = rustix::fs::fstat(fd)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Errno::INVAL); // positions in a directory mean nothing
+    }
     let mut found = Vec::new();
     let mut at = 0;
     loop {
