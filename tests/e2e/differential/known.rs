@@ -15,7 +15,6 @@ struct Known {
     reason: &'static str,
 }
 
-const UNIONS: &[Kind] = &[Kind::Overlayfs, Kind::LaminaDirs, Kind::LaminaImage];
 const OVERLAYFS: &[Kind] = &[Kind::Overlayfs];
 
 const TABLE: &[Known] = &[

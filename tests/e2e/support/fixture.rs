@@ -1,6 +1,7 @@
 //! The Debian image of `scripts/fixture-image`, and a reference tree of it that Lamina had no part
 //! in.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ pub fn debian_layers() -> Vec<PathBuf> {
 
 /// A store in which the Debian image is known as `debian`, shared by the tests that run together.
 pub struct DebianStore {
-    pub sandbox: Sandbox,
+    _sandbox: Sandbox,
     pub lamina: Lamina,
 }
 
@@ -38,7 +39,7 @@ impl DebianStore {
             let sandbox = Sandbox::new("debian");
             let lamina = Lamina::new(&sandbox);
             lamina.build("debian", &debian_layers());
-            let store = Arc::new(Self { sandbox, lamina });
+            let store = Arc::new(Self { _sandbox: sandbox, lamina });
             *shared = Arc::downgrade(&store);
             store
         })
@@ -48,30 +49,35 @@ impl DebianStore {
 /// Lays `layers` over each other in `root` with GNU tar, applying the whiteouts by hand.
 pub fn unpack_by_hand(layers: &[PathBuf], root: &Path) {
     for layer in layers {
-        for mark in whiteouts(layer) {
-            let relative = Path::new(std::ffi::OsStr::from_bytes(&mark));
-            let dir = root.join(relative.parent().unwrap());
-            let name = relative.file_name().unwrap().as_bytes();
-            if name == b".wh..wh..opq" {
-                for child in fs::read_dir(&dir).into_iter().flatten() {
-                    remove(&child.unwrap().path());
-                }
-            } else {
-                remove(&dir.join(std::ffi::OsStr::from_bytes(&name[b".wh.".len()..])));
-            }
-        }
+        make_way(layer, root);
         let mut tar = Command::new("tar");
-        tar.args(["--extract", "--same-permissions", "--same-owner", "--numeric-owner", "--recursive-unlink"]);
+        tar.args(["--extract", "--same-permissions", "--same-owner", "--numeric-owner"]);
         tar.args(["--delay-directory-restore", "--xattrs", "--xattrs-include=*", "--exclude=.wh.*", "--file"]);
         run(tar.arg(layer).arg("-C").arg(root));
     }
 }
 
-/// The names of the whiteouts in an archive.
-fn whiteouts(layer: &Path) -> Vec<Vec<u8>> {
+/// Removes from `root` what `layer` hides, and what tar would not replace: a directory by something
+/// else, or something else by a directory.
+fn make_way(layer: &Path, root: &Path) {
     let mut archive = tar::Archive::new(fs::File::open(layer).unwrap());
-    let names = archive.entries().unwrap().map(|entry| entry.unwrap().path_bytes().into_owned());
-    names.filter(|name| name.rsplit(|&byte| byte == b'/').next().is_some_and(|last| last.starts_with(b".wh."))).collect()
+    for entry in archive.entries().unwrap() {
+        let entry = entry.unwrap();
+        let bytes = entry.path_bytes().into_owned();
+        let path = root.join(OsStr::from_bytes(&bytes));
+        let name = path.file_name().unwrap_or_default().as_bytes().to_vec();
+        if name == b".wh..wh..opq" {
+            for child in fs::read_dir(path.parent().unwrap()).into_iter().flatten() {
+                remove(&child.unwrap().path());
+            }
+        } else if let Some(hidden) = name.strip_prefix(b".wh.") {
+            remove(&path.with_file_name(OsStr::from_bytes(hidden)));
+        } else if let Ok(there) = path.symlink_metadata()
+            && there.is_dir() != entry.header().entry_type().is_dir()
+        {
+            remove(&path);
+        }
+    }
 }
 
 fn remove(path: &Path) {

@@ -41,6 +41,15 @@ impl Archive {
         self
     }
 
+    /// Adds a file under a name of any bytes (100 at most), wrong ones included.
+    pub fn raw_file(mut self, path: &[u8], content: &[u8]) -> Self {
+        let mut header = header(tar::EntryType::Regular, 0o644, content.len() as u64);
+        header.as_old_mut().name[..path.len()].copy_from_slice(path);
+        header.set_cksum();
+        self.builder.append(&header, content).unwrap();
+        self
+    }
+
     fn entry(mut self, path: &str, kind: tar::EntryType, mode: u32, content: &[u8]) -> Self {
         let mut header = header(kind, mode, content.len() as u64);
         self.builder.append_data(&mut header, path, content).unwrap();
@@ -71,4 +80,25 @@ pub fn archive_of(dir: &Path, archive: &Path) {
     tar.args(["--create", "--format=posix", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*"]);
     tar.args(["--pax-option=delete=atime,delete=ctime", "--file"]);
     super::run(tar.arg(archive).arg("-C").arg(dir).arg("."));
+}
+
+/// `length` bytes that do not compress, the same for the same seed.
+pub fn noise(seed: u8, length: usize) -> Vec<u8> {
+    let mut state = u64::from(seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// `archive` as `program` packs it (gzip, zstd, xz or bzip2).
+pub fn pack(program: &str, archive: &Path, packed: &Path) {
+    let mut command = std::process::Command::new(program);
+    command.arg("-c").stdin(std::fs::File::open(archive).unwrap()).stdout(std::fs::File::create(packed).unwrap());
+    assert!(command.status().unwrap().success(), "{program} failed");
 }

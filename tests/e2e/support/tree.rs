@@ -86,11 +86,6 @@ impl Tree {
         self.nodes.keys().map(Vec::as_slice)
     }
 
-    /// The node at `path`.
-    pub fn get(&self, path: &[u8]) -> Option<&Node> {
-        self.nodes.get(path)
-    }
-
     /// How `self` and `other` differ, a line each; empty when they do not.
     pub fn differences(&self, other: &Self, ignore: Ignore) -> Vec<String> {
         let mut lines: Vec<String> = self.oddities.iter().chain(&other.oddities).cloned().collect();
