@@ -29,6 +29,11 @@ const TABLE: &[Known] = &[
         applies: |op, native, outcome| matches!(op, Op::Segments { .. }) && native.is_ok() && outcome.is_ok(),
         reason: "overlayfs: a copy-up keeps holes only roughly",
     },
+    Known {
+        who: OVERLAYFS,
+        applies: |op, _, outcome| matches!(op, Op::SlotChmod { .. } | Op::SlotXattr { .. }) && outcome.is_err(),
+        reason: "overlayfs: an open lower file that was removed cannot always be copied up any more",
+    },
 ];
 
 /// Whether `kind` may answer `op` with `outcome` where a plain directory answers `native`.
@@ -39,7 +44,7 @@ pub fn is_known(kind: Kind, op: &Op, native: &Outcome, outcome: &Outcome) -> boo
 /// Whether `kind` may show `line` when its tree is compared with that of a plain directory.
 ///
 /// After `link(2)` of a lower file, overlayfs lists the new name with another inode number than its
-/// `stat` gives. Lamina does not.
+/// `stat` gives; a rename that fails may leave a new time on a directory it had copied up.
 pub fn is_known_of_trees(kind: Kind, line: &str) -> bool {
-    kind == Kind::Overlayfs && line.contains("is listed as inode")
+    kind == Kind::Overlayfs && (line.contains("is listed as inode") || line.contains(": mtime: "))
 }

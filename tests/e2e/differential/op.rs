@@ -371,6 +371,7 @@ fn remove_tree(dir: impl AsFd + Copy, name: &[u8]) -> Outcome {
     for entry in Dir::read_from(&fd)? {
         names.push(entry?.file_name().to_bytes().to_vec());
     }
+    names.sort(); // so that all sides have done the same when they fail half-way
     for child in names.iter().filter(|child| *child != b"." && *child != b"..") {
         remove_tree(&fd, child)?;
     }
