@@ -3,4 +3,11 @@
 //! The arrows of dependency are `cli → fuse → union → {upper, lower} → {sys, lamina-layers}`;
 //! nothing points back. See `docs/architecture.md`.
 
+pub mod attr;
+pub mod error;
+pub mod fdcache;
+pub mod fuse;
 pub mod lower;
+pub mod sys;
+pub mod union;
+pub mod upper;

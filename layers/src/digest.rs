@@ -23,11 +23,13 @@ impl Digest {
     /// The 64 hex digits without the `sha256:` prefix.
     pub fn hex(&self) -> String {
         use fmt::Write as _;
-        self.0.iter().fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        self.0
+            .iter()
+            .fold(String::with_capacity(64), |mut hex, byte| {
+                // Writing to a String cannot fail.
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            })
     }
 }
 
@@ -153,7 +155,14 @@ mod tests {
     #[test]
     fn malformed_digests_are_refused() {
         let upper = Digest::of(b"").to_string().to_uppercase();
-        for text in ["", "sha256:", "sha256:00", &"0".repeat(64), &upper, "sha512:00"] {
+        for text in [
+            "",
+            "sha256:",
+            "sha256:00",
+            &"0".repeat(64),
+            &upper,
+            "sha512:00",
+        ] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

@@ -11,6 +11,14 @@ pub const VERSION: u32 = 1;
 pub const INLINE_MAX: u64 = 512;
 /// Longest name of a directory entry, in bytes (`NAME_MAX`).
 pub const NAME_MAX: usize = 255;
+/// Longest name of an extended attribute, in bytes (`XATTR_NAME_MAX`).
+pub const XATTR_NAME_MAX: usize = 255;
+/// Longest value of an extended attribute, in bytes (`XATTR_SIZE_MAX`).
+pub const XATTR_VALUE_MAX: usize = 65_536;
+/// Largest major number of a device.
+pub const MAJOR_MAX: u32 = (1 << 12) - 1;
+/// Largest minor number of a device.
+pub const MINOR_MAX: u32 = (1 << 20) - 1;
 /// Longest target of a symbolic link, in bytes (`PATH_MAX` less the final NUL).
 pub const SYMLINK_MAX: usize = 4095;
 
@@ -64,8 +72,31 @@ pub enum SectionKind {
     Objects = 3,
     /// [`LinkRecord`]s sorted by (inode, dirent): all names of inodes with more than one.
     Links = 4,
-    /// Names, symlink targets, inline file contents, xattr sets.
+    /// A zero byte, then symlink targets, inline file contents, xattr sets and names.
     Heap = 5,
+}
+
+impl SectionKind {
+    /// Every kind, in the order in which the sections stand in the file.
+    pub const ALL: [Self; 5] = [
+        Self::Inodes,
+        Self::Dirents,
+        Self::Objects,
+        Self::Links,
+        Self::Heap,
+    ];
+}
+
+impl std::fmt::Display for SectionKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Inodes => "inodes",
+            Self::Dirents => "dirents",
+            Self::Objects => "objects",
+            Self::Links => "links",
+            Self::Heap => "heap",
+        })
+    }
 }
 
 /// One inode.
@@ -97,6 +128,33 @@ pub struct InodeRecord {
     pub parent: U32,
     /// Number of the dirent that is this inode's first name; the root's is 0.
     pub dirent: U32,
+}
+
+impl InodeRecord {
+    /// The `S_IFMT` bits of the mode.
+    pub fn file_type(&self) -> u32 {
+        u32::from(self.mode.get()) & libc::S_IFMT
+    }
+
+    /// Whether this is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.file_type() == libc::S_IFDIR
+    }
+
+    /// Whether any of the `FLAG_` bits in `flags` is set.
+    pub fn has(&self, flags: u16) -> bool {
+        self.flags.get() & flags != 0
+    }
+
+    /// Of a directory: the number of its entries.
+    pub fn entry_count(&self) -> u32 {
+        self.size.get() as u32
+    }
+
+    /// Of a directory: the number of its entries that are directories.
+    pub fn subdir_count(&self) -> u32 {
+        (self.size.get() >> 32) as u32
+    }
 }
 
 /// Regular file whose contents are in the heap.
@@ -132,6 +190,13 @@ pub struct DirentRecord {
     pub inode: U32,
 }
 
+impl DirentRecord {
+    /// The 48-bit hash of the name.
+    pub fn hash(&self) -> u64 {
+        u64::from(self.hash_high.get()) << 16 | u64::from(self.hash_low.get())
+    }
+}
+
 /// One name of an inode that has several.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -149,4 +214,13 @@ pub struct LinkRecord {
 /// directory (`d_off`) is made of it, so it may never change.
 pub fn name_hash(name: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(name) >> 16
+}
+
+/// Whether `name` may name a directory entry: 1 to 255 bytes, no `/`, no NUL, not `.` or `..`.
+pub fn name_is_legal(name: &[u8]) -> bool {
+    // A fold without an early exit is vectorised.
+    let bad = name.iter().fold(0, |bad, byte| {
+        bad | u8::from(*byte == 0) | u8::from(*byte == b'/')
+    });
+    bad == 0 && (1..=NAME_MAX).contains(&name.len()) && name != b"." && name != b".."
 }

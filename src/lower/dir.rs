@@ -1,0 +1,316 @@
+//! A plain directory as a lower layer, with overlayfs's and AUFS's marks understood.
+//!
+//! Objects are named by path; a lower does not change while mounted, so a path stays right. Paths
+//! are resolved beneath the root without following symbolic links, in pieces, so that none is too
+//! long.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::{Contents, Found, LayerIx, LowerEntry, LowerObject, LowerRef, Number};
+use crate::attr::{Attr, Kind};
+use crate::error::FsResult;
+use crate::fdcache::FdCache;
+use crate::sys::{self, SysResult};
+use crate::upper::mark::Namespace;
+
+/// Longest piece of a path given to one system call.
+const PIECE: usize = 2048;
+/// Prefix of AUFS's whiteouts, which also OCI archives use.
+const WH_PREFIX: &[u8] = b".wh.";
+/// AUFS's mark of an opaque directory.
+const WH_OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// One object of a plain directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirObject {
+    /// Path from the layer's root, without a leading slash; empty for the root.
+    pub path: Arc<[u8]>,
+    /// The number it has in the mount.
+    pub number: Number,
+}
+
+/// A plain directory.
+pub struct DirLayer {
+    root: OwnedFd,
+    dev: u64,
+    space: u16,
+    namespace: Namespace,
+    dirs: FdCache<Arc<[u8]>>,
+    files: FdCache<Arc<[u8]>>,
+    /// All names of files that have several, found by one walk when first asked for.
+    links: OnceLock<HashMap<Number, Vec<Vec<u8>>>>,
+}
+
+impl DirLayer {
+    /// The directory at `path`. `space` is the number space of its objects.
+    pub fn open(
+        path: &Path,
+        space: u16,
+        namespace: Namespace,
+        descriptors: usize,
+    ) -> SysResult<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+        let dev = sys::stat_fd(&root)?.dev;
+        Ok(Self {
+            root,
+            dev,
+            space,
+            namespace,
+            dirs: FdCache::new(descriptors / 2),
+            files: FdCache::new(descriptors / 2),
+            links: OnceLock::new(),
+        })
+    }
+
+    /// The layer's root directory.
+    pub fn root(&self) -> DirObject {
+        let number = match sys::stat_fd(&self.root) {
+            Ok(attr) => self.number(&attr),
+            Err(_) => Number::ROOT,
+        };
+        DirObject {
+            path: Arc::from(&b""[..]),
+            number,
+        }
+    }
+
+    /// Numbers are unique per layer, also where other filesystems are mounted in it.
+    fn number(&self, attr: &Attr) -> Number {
+        Number::new(self.space, attr.ino ^ (attr.dev ^ self.dev) << 32)
+    }
+
+    fn open_path(&self, path: &[u8], flags: OFlags) -> SysResult<OwnedFd> {
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let mut base: Option<OwnedFd> = None;
+        let mut rest = if path.is_empty() { b"." } else { path };
+        loop {
+            let (piece, tail) = match rest.get(..PIECE) {
+                Some(window) => match window.iter().rposition(|&byte| byte == b'/') {
+                    Some(at) => (rest.get(..at), rest.get(at + 1..)),
+                    None => (Some(rest), None),
+                },
+                None => (Some(rest), None),
+            };
+            let piece = piece.unwrap_or_default();
+            let how = if tail.is_some() {
+                OFlags::PATH | OFlags::DIRECTORY
+            } else {
+                flags
+            };
+            let how = how | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let dir = base.as_ref().unwrap_or(&self.root);
+            let fd = sys::retry(|| {
+                match rustix::fs::openat2(dir, piece, how, Mode::empty(), resolve) {
+                    // A rename elsewhere in the system can make the kernel unsure.
+                    Err(Errno::AGAIN) => Err(Errno::INTR),
+                    result => result,
+                }
+            })?;
+            match tail {
+                Some(tail) => {
+                    rest = tail;
+                    base = Some(fd);
+                }
+                None => return Ok(fd),
+            }
+        }
+    }
+
+    fn dir(&self, object: &DirObject) -> SysResult<Arc<OwnedFd>> {
+        self.dirs.get_or_open(Arc::clone(&object.path), || {
+            self.open_path(&object.path, OFlags::RDONLY | OFlags::DIRECTORY)
+        })
+    }
+
+    fn node(&self, object: &DirObject) -> SysResult<OwnedFd> {
+        self.open_path(&object.path, OFlags::PATH)
+    }
+
+    pub(super) fn attr(&self, object: &DirObject) -> FsResult<Attr> {
+        let attr = sys::stat_fd(self.node(object)?)?;
+        Ok(Attr {
+            ino: object.number.0,
+            ..attr
+        })
+    }
+
+    pub(super) fn child(&self, layer: LayerIx, at: &DirObject, name: &[u8]) -> FsResult<Found> {
+        if name.starts_with(WH_PREFIX) {
+            return Ok(Found::Nothing);
+        }
+        let dir = self.dir(at)?;
+        let Some(attr) = sys::find_at(&*dir, name)? else {
+            let whiteout = [WH_PREFIX, name].concat();
+            let hidden = whiteout.len() <= 255 && sys::find_at(&*dir, &whiteout)?.is_some();
+            return Ok(if hidden {
+                Found::Whiteout
+            } else {
+                Found::Nothing
+            });
+        };
+        if attr.is_whiteout() {
+            return Ok(Found::Whiteout);
+        }
+        let object = DirObject {
+            path: join(&at.path, name).into(),
+            number: self.number(&attr),
+        };
+        Ok(Found::Object(
+            LowerRef {
+                layer,
+                object: LowerObject::Dir(object),
+            },
+            attr.kind(),
+        ))
+    }
+
+    pub(super) fn for_each_entry(
+        &self,
+        at: &DirObject,
+        each: &mut dyn FnMut(LowerEntry<'_>) -> FsResult<()>,
+    ) -> FsResult<()> {
+        let dir = self.dir(at)?;
+        sys::dir::for_each_entry(&*dir, |entry| {
+            if entry.name == WH_OPAQUE {
+                return Ok(());
+            }
+            if let Some(deleted) = entry.name.strip_prefix(WH_PREFIX) {
+                return each(whiteout(deleted));
+            }
+            let number = Number::new(self.space, entry.ino);
+            match entry.kind {
+                // Whiteouts are devices, and mount points show the number of what they cover.
+                Some(kind) if kind != Kind::Char && kind != Kind::Dir => each(LowerEntry {
+                    name: entry.name,
+                    kind: Some(kind),
+                    number,
+                }),
+                _ => match sys::find_at(&*dir, entry.name)? {
+                    None => Ok(()),
+                    Some(attr) if attr.is_whiteout() => each(whiteout(entry.name)),
+                    Some(attr) => each(LowerEntry {
+                        name: entry.name,
+                        kind: Some(attr.kind()),
+                        number: self.number(&attr),
+                    }),
+                },
+            }
+        })
+    }
+
+    pub(super) fn is_opaque(&self, object: &DirObject) -> FsResult<bool> {
+        let dir = self.dir(object)?;
+        if self.namespace.is_opaque(dir.as_fd())? {
+            return Ok(true);
+        }
+        Ok(sys::find_at(&*dir, WH_OPAQUE)?.is_some())
+    }
+
+    pub(super) fn redirect(&self, object: &DirObject) -> FsResult<Option<Vec<u8>>> {
+        Ok(self.namespace.redirect(self.dir(object)?.as_fd())?)
+    }
+
+    pub(super) fn readlink(&self, object: &DirObject) -> FsResult<Cow<'_, [u8]>> {
+        let target = rustix::fs::readlinkat(self.node(object)?, "", Vec::new())?;
+        Ok(Cow::Owned(target.into_bytes()))
+    }
+
+    pub(super) fn xattr(&self, object: &DirObject, name: &[u8]) -> FsResult<Option<Cow<'_, [u8]>>> {
+        let stored = self.namespace.stored_name(name);
+        Ok(sys::get_xattr(self.node(object)?.as_fd(), &stored)?.map(Cow::Owned))
+    }
+
+    pub(super) fn xattr_names(&self, object: &DirObject) -> FsResult<Vec<Vec<u8>>> {
+        let names = sys::list_xattrs(self.node(object)?.as_fd())?;
+        Ok(names
+            .iter()
+            .filter_map(|name| self.namespace.shown_name(name))
+            .collect())
+    }
+
+    pub(super) fn contents(&self, object: &DirObject) -> FsResult<Contents<'_>> {
+        let fd = self.files.get_or_open(Arc::clone(&object.path), || {
+            // Reading a layer should not change even its access times; only an owner may ask.
+            match self.open_path(&object.path, OFlags::RDONLY | OFlags::NOATIME) {
+                Err(Errno::PERM) => self.open_path(&object.path, OFlags::RDONLY),
+                result => result,
+            }
+        })?;
+        let size = sys::stat_fd(&*fd)?.size;
+        Ok(Contents::File(fd, size))
+    }
+
+    pub(super) fn names_of(&self, object: &DirObject) -> FsResult<Vec<Vec<u8>>> {
+        if sys::stat_fd(self.node(object)?)?.nlink <= 1 {
+            return Ok(vec![object.path.to_vec()]);
+        }
+        let links = if let Some(links) = self.links.get() {
+            links
+        } else {
+            let found = self.find_links()?;
+            self.links.get_or_init(|| found)
+        };
+        let alone = || vec![object.path.to_vec()];
+        Ok(links.get(&object.number).cloned().unwrap_or_else(alone))
+    }
+
+    /// One walk of the whole layer for the names of files that have several.
+    fn find_links(&self) -> FsResult<HashMap<Number, Vec<Vec<u8>>>> {
+        let mut links: HashMap<Number, Vec<Vec<u8>>> = HashMap::new();
+        let mut pending = vec![Vec::new()];
+        while let Some(path) = pending.pop() {
+            let dir = self.open_path(&path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            sys::dir::for_each_entry(&dir, |entry| -> FsResult<()> {
+                if entry.kind == Some(Kind::Dir) {
+                    pending.push(join(&path, entry.name));
+                    return Ok(());
+                }
+                let Some(attr) = sys::find_at(&dir, entry.name)? else {
+                    return Ok(());
+                };
+                if attr.kind() == Kind::Dir {
+                    pending.push(join(&path, entry.name));
+                } else if attr.nlink > 1 && !attr.is_whiteout() {
+                    links
+                        .entry(self.number(&attr))
+                        .or_default()
+                        .push(join(&path, entry.name));
+                }
+                Ok(())
+            })?;
+        }
+        Ok(links)
+    }
+
+    pub(super) fn path_of(&self, object: &DirObject) -> Vec<u8> {
+        object.path.to_vec()
+    }
+}
+
+/// An entry that deletes a name of the layers below.
+fn whiteout(name: &[u8]) -> LowerEntry<'_> {
+    LowerEntry {
+        name,
+        kind: None,
+        number: Number(0),
+    }
+}
+
+fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(dir.len() + 1 + name.len());
+    path.extend_from_slice(dir);
+    if !dir.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}

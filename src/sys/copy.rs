@@ -1,0 +1,101 @@
+//! Copying file contents: by reference where the filesystem can, without page cache where it can,
+//! with holes kept.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{self as rfs, SeekFrom};
+use rustix::io::Errno;
+
+use super::{SysResult, retry};
+
+/// Copies `size` bytes from the start of `from` to the start of the empty file `to`, and gives
+/// `to` that size. Holes of `from` stay holes.
+pub fn copy_contents(from: impl AsFd, to: impl AsFd, size: u64) -> SysResult<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    if rfs::ioctl_ficlone(&to, &from).is_ok() {
+        // The source may have grown or shrunk meanwhile only if it is not ours to trust.
+        return rfs::ftruncate(&to, size);
+    }
+    rfs::ftruncate(&to, size)?;
+    let mut position = 0;
+    while position < size {
+        let Some((start, end)) = next_data(&from, position, size)? else {
+            break;
+        };
+        copy_range(&from, &to, start, end)?;
+        position = end;
+    }
+    Ok(())
+}
+
+/// The next extent of data at or after `position`, cut to `size`; `None` if only a hole follows.
+pub fn next_data(file: impl AsFd, position: u64, size: u64) -> SysResult<Option<(u64, u64)>> {
+    let start = match rfs::seek(&file, SeekFrom::Data(position)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        // The filesystem cannot tell: all of it is data.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((position, size))),
+        Err(errno) => return Err(errno),
+    };
+    if start >= size {
+        return Ok(None);
+    }
+    let end = rfs::seek(&file, SeekFrom::Hole(start))?.min(size);
+    Ok(Some((start, end.max(start + 1))))
+}
+
+fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> SysResult<()> {
+    let (mut off_in, mut off_out) = (start, start);
+    while off_in < end {
+        let want = usize::try_from(end - off_in)
+            .unwrap_or(usize::MAX)
+            .min(1 << 30);
+        let done =
+            retry(|| rfs::copy_file_range(&from, Some(&mut off_in), &to, Some(&mut off_out), want));
+        match done {
+            // The source is shorter than it was said to be: the rest stays a hole.
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => {
+                return copy_by_buffer(from, to, off_in, end);
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_buffer(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> SysResult<()> {
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut position = start;
+    while position < end {
+        let want = usize::try_from(end - position)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let Some(window) = buffer.get_mut(..want) else {
+            break;
+        };
+        let got = retry(|| rustix::io::pread(&from, &mut *window, position))?;
+        if got == 0 {
+            break;
+        }
+        write_all_at(&to, window.get(..got).unwrap_or_default(), position)?;
+        position += got as u64;
+    }
+    Ok(())
+}
+
+/// Writes all of `data` at `offset`.
+pub fn write_all_at(file: impl AsFd, mut data: &[u8], mut offset: u64) -> SysResult<()> {
+    while !data.is_empty() {
+        let written = retry(|| rustix::io::pwrite(&file, data, offset))?;
+        if written == 0 {
+            return Err(Errno::IO);
+        }
+        data = data.get(written..).unwrap_or_default();
+        offset += written as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! Thin helpers over system calls: what rustix has, in the shape the filesystem needs it.
+//!
+//! Everything works on descriptors and single names, so that no path is too long and no symbolic
+//! link is followed. A descriptor opened with `O_PATH` can be used wherever a path is needed
+//! through `/proc/self/fd`.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{self as rfs, AtFlags, CWD, Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
+
+use crate::attr::Attr;
+
+pub mod copy;
+pub mod dir;
+
+/// Result of a system call.
+pub type SysResult<T> = Result<T, Errno>;
+
+/// Flags for a descriptor that only names an object: nothing is opened, no permission needed.
+pub const O_PATH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The path by which any system call can reach the object of `fd`.
+pub fn proc_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// Opens one name in a directory, never following a symbolic link.
+pub fn open_at(dir: impl AsFd, name: &[u8], flags: OFlags) -> SysResult<OwnedFd> {
+    retry(|| {
+        rfs::openat(
+            &dir,
+            name,
+            flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+    })
+}
+
+/// Opens a directory for reading its entries and for use as a base.
+pub fn open_dir_at(dir: impl AsFd, name: &[u8]) -> SysResult<OwnedFd> {
+    open_at(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)
+}
+
+/// Opens the object of an `O_PATH` descriptor anew.
+pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> SysResult<OwnedFd> {
+    let path = proc_path(fd);
+    retry(|| rfs::openat(CWD, path.as_str(), flags | OFlags::CLOEXEC, Mode::empty()))
+}
+
+/// Attributes of one name in a directory; a symbolic link's own.
+pub fn stat_at(dir: impl AsFd, name: &[u8]) -> SysResult<Attr> {
+    rfs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| Attr::from(&stat))
+}
+
+/// As [`stat_at`], with `None` for a name that does not exist.
+pub fn find_at(dir: impl AsFd, name: &[u8]) -> SysResult<Option<Attr>> {
+    match stat_at(dir, name) {
+        Ok(attr) => Ok(Some(attr)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Attributes of an open object.
+pub fn stat_fd(fd: impl AsFd) -> SysResult<Attr> {
+    rfs::fstat(fd).map(|stat| Attr::from(&stat))
+}
+
+/// Repeats a system call that a signal interrupted.
+pub fn retry<T>(mut call: impl FnMut() -> SysResult<T>) -> SysResult<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// The value of an extended attribute of any object, `None` if it has none of that name or its
+/// filesystem has none at all.
+pub fn get_xattr(fd: BorrowedFd<'_>, name: &[u8]) -> SysResult<Option<Vec<u8>>> {
+    let path = proc_path(fd);
+    let mut value = Vec::with_capacity(256);
+    loop {
+        match rfs::getxattr(
+            path.as_str(),
+            name,
+            rustix::buffer::spare_capacity(&mut value),
+        ) {
+            Ok(_) => return Ok(Some(value)),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
+            Err(Errno::RANGE) => {
+                let size = rfs::getxattr(path.as_str(), name, &mut [0u8; 0][..])?;
+                value.reserve(size.max(value.capacity() * 2));
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// The names of all extended attributes of an object, none if its filesystem has none.
+pub fn list_xattrs(fd: BorrowedFd<'_>) -> SysResult<Vec<Vec<u8>>> {
+    let path = proc_path(fd);
+    let mut names: Vec<u8> = Vec::with_capacity(1024);
+    loop {
+        match rfs::listxattr(path.as_str(), rustix::buffer::spare_capacity(&mut names)) {
+            Ok(_) => break,
+            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+            Err(Errno::RANGE) if names.capacity() < 1 << 20 => {
+                names.reserve(names.capacity() * 2);
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(names
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect())
+}
+
+/// Sets an extended attribute of any object.
+pub fn set_xattr(
+    fd: BorrowedFd<'_>,
+    name: &[u8],
+    value: &[u8],
+    flags: XattrFlags,
+) -> SysResult<()> {
+    rfs::setxattr(proc_path(fd).as_str(), name, value, flags)
+}
+
+/// Removes an extended attribute of any object.
+pub fn remove_xattr(fd: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
+    rfs::removexattr(proc_path(fd).as_str(), name)
+}
+
+/// Changes the permission bits of any object but a symbolic link.
+pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> SysResult<()> {
+    rfs::chmod(proc_path(fd).as_str(), Mode::from_raw_mode(mode & 0o7777))
+}
+
+/// Changes owner and group of any object; `None` leaves one as it is.
+pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> SysResult<()> {
+    let uid = uid.map(rfs::Uid::from_raw);
+    let gid = gid.map(rfs::Gid::from_raw);
+    rfs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)
+}
+
+/// Sets access and modification time of any object.
+pub fn set_times(fd: BorrowedFd<'_>, times: &rfs::Timestamps) -> SysResult<()> {
+    rfs::utimensat(CWD, proc_path(fd).as_str(), times, AtFlags::empty())
+}
+
+/// Gives the object of a descriptor one more name.
+pub fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
+    rfs::linkat(
+        CWD,
+        proc_path(fd).as_str(),
+        dir,
+        name,
+        AtFlags::SYMLINK_FOLLOW,
+    )
+}

@@ -1,0 +1,277 @@
+//! Attributes: what `stat` shows, and `chmod`, `chown`, `truncate` and `utimensat`.
+
+use std::borrow::Cow;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use lamina_layers::index::Data;
+use rustix::fs::{self as rfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags};
+use rustix::io::Errno;
+
+use super::node::Node;
+use super::{Caller, Target, Union};
+use crate::attr::{Attr, Kind, Time};
+use crate::error::{FsError, FsResult};
+use crate::lower::{LowerObject, LowerRef, Number};
+use crate::sys;
+
+/// A time to set.
+#[derive(Clone, Copy, Debug)]
+pub enum SetTime {
+    /// The time of the change.
+    Now,
+    /// This time.
+    At(Time),
+}
+
+/// Attributes to change; `None` leaves one as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of the contents.
+    pub mtime: Option<SetTime>,
+}
+
+const SUID: u32 = libc::S_ISUID;
+const SGID: u32 = libc::S_ISGID;
+const GROUP_EXECUTE: u32 = libc::S_IXGRP;
+/// The attribute that holds file capabilities.
+const CAPABILITY: &[u8] = b"security.capability";
+
+impl Union {
+    /// Attributes of a node.
+    pub fn getattr(&self, number: Number) -> FsResult<Attr> {
+        match self.target(number)? {
+            Target::Image(ino) => self.image_attr(ino),
+            Target::Node(node) => self.node_attr(&node),
+        }
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// `EINVAL` for anything else.
+    pub fn readlink(&self, number: Number) -> FsResult<Cow<'_, [u8]>> {
+        let lower = match self.target(number)? {
+            Target::Image(ino) => self.image_ref(ino)?,
+            Target::Node(node) => {
+                if node.kind != Kind::Symlink {
+                    return Err(Errno::INVAL.into());
+                }
+                if node.has_upper() {
+                    let target = rfs::readlinkat(&*self.upper_handle(&node)?, "", Vec::new())?;
+                    return Ok(Cow::Owned(target.into_bytes()));
+                }
+                let lower = node.state.read().lowers.first().cloned();
+                lower.ok_or_else(|| FsError::from(Errno::STALE))?
+            }
+        };
+        self.lowers.readlink(&lower)
+    }
+
+    pub(super) fn node_attr(&self, node: &Arc<Node>) -> FsResult<Attr> {
+        let (mark, lower) = {
+            let state = node.state.read();
+            match state.upper {
+                Some(_) => (Some(state.mark.clone()), None),
+                None => (None, state.lowers.first().cloned()),
+            }
+        };
+        match (mark, lower) {
+            (Some(mark), _) => {
+                let attr = mark.apply(self.upper_stat(node)?);
+                self.finish_attr(node, attr)
+            }
+            (None, Some(lower)) => {
+                let attr = self.present(self.lowers.attr(&lower)?);
+                self.finish_attr(node, attr)
+            }
+            (None, None) => Err(Errno::STALE.into()),
+        }
+    }
+
+    /// What users see of the attributes one part of a node has.
+    pub(super) fn finish_attr(&self, node: &Arc<Node>, attr: Attr) -> FsResult<Attr> {
+        let mut attr = attr;
+        attr.ino = node.number.0;
+        let (merged, deleted) = {
+            let state = node.state.read();
+            let nameless = state.names.is_empty() && node.number != Number::ROOT;
+            (
+                state.is_merged(),
+                nameless && (state.upper.is_none() || state.dead),
+            )
+        };
+        if deleted {
+            attr.nlink = 0;
+        } else if node.kind == Kind::Dir && merged {
+            attr.nlink = 2 + node.subdirs(|| self.count_subdirs(node))?;
+        }
+        Ok(attr)
+    }
+
+    /// Counts the visible subdirectories of a merged directory.
+    fn count_subdirs(&self, node: &Arc<Node>) -> FsResult<u32> {
+        let (lowers, has_upper) = {
+            let state = node.state.read();
+            (state.lowers.clone(), state.upper.is_some())
+        };
+        let (
+            Some(image),
+            [
+                LowerRef {
+                    object: LowerObject::Image(ino),
+                    ..
+                },
+            ],
+            true,
+        ) = (self.lowers.image(), lowers.as_slice(), has_upper)
+        else {
+            return Ok(self.build_listing(node)?.subdirs());
+        };
+        // The index knows the number below; what the upper has changes it.
+        let below = match image.1.index().inode(*ino).map(|inode| inode.data()) {
+            Some(Data::Directory { subdirs, .. }) => subdirs,
+            _ => 0,
+        };
+        let mut count = i64::from(below);
+        let dir = self.upper_dir(node)?;
+        sys::dir::for_each_entry(&*dir, |entry| -> FsResult<()> {
+            let hides = image.1.index().lookup(*ino, entry.name);
+            let hides_dir = hides.is_some_and(|hidden| hidden.file_type == libc::DT_DIR);
+            let kind = match entry.kind {
+                Some(kind) => Some(kind),
+                None => sys::find_at(&*dir, entry.name)?.map(|attr| attr.kind()),
+            };
+            count += i64::from(kind == Some(Kind::Dir)) - i64::from(hides_dir);
+            Ok(())
+        })?;
+        Ok(u32::try_from(count).unwrap_or(0))
+    }
+
+    /// Changes attributes; returns those the node has then.
+    ///
+    /// # Errors
+    /// `EROFS`, `ENOSPC` from a copy-up, and what the upper's filesystem says.
+    pub fn setattr(&self, number: Number, set: &SetAttr, caller: Caller) -> FsResult<Attr> {
+        self.upper()?;
+        let node = self.touch(number)?;
+        // Data that is about to be cut off need not be copied.
+        self.copy_up_keeping(&node, set.size.unwrap_or(u64::MAX))?;
+        if let Some(size) = set.size {
+            let file = self.upper_file(&node)?;
+            sys::retry(|| rfs::ftruncate(&*file, size))?;
+            if caller.uid != 0 {
+                self.drop_privileges(&node)?;
+            }
+        }
+        *node.inherit.lock() = None;
+        if set.mode.is_some() {
+            node.set_unprivileged(false);
+        }
+        let handle = self.upper_handle(&node)?;
+        if set.uid.is_some() || set.gid.is_some() {
+            self.change_owner(&node, handle.as_fd(), set.uid, set.gid)?;
+        }
+        if let Some(mode) = set.mode {
+            sys::chmod(handle.as_fd(), mode)?;
+        }
+        if set.atime.is_some() || set.mtime.is_some() {
+            let times = Timestamps {
+                last_access: timespec(set.atime),
+                last_modification: timespec(set.mtime),
+            };
+            sys::set_times(handle.as_fd(), &times)?;
+        }
+        self.node_attr(&node)
+    }
+
+    /// Changes the owner, or where this process may not, notes it in a mark.
+    fn change_owner(
+        &self,
+        node: &Arc<Node>,
+        fd: std::os::fd::BorrowedFd<'_>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> FsResult<()> {
+        let marked = node.state.read().mark.owner.is_some();
+        if !marked {
+            match sys::chown(fd, uid, gid) {
+                Err(Errno::PERM | Errno::INVAL) if !self.upper()?.is_privileged() => {}
+                result => return Ok(result?),
+            }
+        }
+        let attr = node.state.read().mark.apply(sys::stat_fd(fd)?);
+        let mut mark = node.state.read().mark.clone();
+        mark.owner = Some((uid.unwrap_or(attr.uid), gid.unwrap_or(attr.gid)));
+        self.upper()?.namespace().write_node(fd, &mark)?;
+        node.state.write().mark = mark;
+        if node.kind == Kind::File {
+            self.drop_privileges(node)?;
+        }
+        Ok(())
+    }
+
+    /// Takes set-user-id, set-group-id and file capabilities from a file, as a native filesystem
+    /// does when someone without `CAP_FSETID` writes to it.
+    pub(super) fn drop_privileges(&self, node: &Arc<Node>) -> FsResult<()> {
+        if node.is_unprivileged() {
+            return Ok(());
+        }
+        let handle = self.upper_handle(node)?;
+        let mode = sys::stat_fd(&*handle)?.mode;
+        let mut kept = mode & !SUID;
+        if mode & GROUP_EXECUTE != 0 {
+            kept &= !SGID;
+        }
+        if kept != mode {
+            sys::chmod(handle.as_fd(), kept)?;
+        }
+        match sys::remove_xattr(handle.as_fd(), CAPABILITY) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => {
+                node.set_unprivileged(true);
+                Ok(())
+            }
+            Err(errno) => Err(FsError::from(errno)),
+        }
+    }
+}
+
+fn timespec(time: Option<SetTime>) -> Timespec {
+    match time {
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        Some(SetTime::Now) => Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        },
+        Some(SetTime::At(time)) => time.into(),
+    }
+}
+
+/// Sets all of an object's extended attributes that its filesystem can hold.
+pub(super) fn set_xattrs(
+    fd: std::os::fd::BorrowedFd<'_>,
+    xattrs: &[(Vec<u8>, Vec<u8>)],
+) -> FsResult<()> {
+    for (name, value) in xattrs {
+        match sys::set_xattr(fd, name, value, XattrFlags::empty()) {
+            // As overlayfs has it: what the upper cannot hold or we may not set is left behind,
+            // but never for want of space.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}

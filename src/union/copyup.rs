@@ -1,0 +1,320 @@
+//! Copy-up: giving a lower object a part in the upper before it is changed.
+//!
+//! The copy is made in the work directory and renamed into place, complete. While data is copied
+//! only the node's `copy_up` mutex is held, so nobody who works on other files waits; the name is
+//! looked at again before the copy is published, since it may have been renamed or deleted.
+//!
+//! A lower file with several names is copied once, and all names that are still visible become
+//! links to the copy, so that hard links survive and link counts are the upper filesystem's own.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::RwLockWriteGuard;
+use rustix::fs::{self as rfs, AtFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::node::{DirState, Node, NodeName};
+use super::{Union, attributes};
+use crate::attr::{Attr, Kind};
+use crate::error::{FsError, FsResult};
+use crate::lower::{Contents, LowerRef, Number};
+use crate::sys;
+use crate::upper::Upper;
+use crate::upper::build::{NewFd, NewObject};
+use crate::upper::mark::{NodeMark, Origin};
+
+/// How often a node may be renamed while we copy it before we give up.
+const ATTEMPTS: usize = 64;
+
+impl Union {
+    /// Makes sure that a node has a part in the upper.
+    pub(super) fn copy_up(&self, node: &Arc<Node>) -> FsResult<()> {
+        self.copy_up_keeping(node, u64::MAX)
+    }
+
+    /// As [`Union::copy_up`]; of a file's contents only the first `keep` bytes are wanted.
+    pub(super) fn copy_up_keeping(&self, node: &Arc<Node>, keep: u64) -> FsResult<()> {
+        if node.has_upper() {
+            return Ok(());
+        }
+        self.upper()?;
+        for _ in 0..ATTEMPTS {
+            self.copy_up_parents(node)?;
+            if self.copy_up_one(node, keep)? {
+                return Ok(());
+            }
+        }
+        Err(Errno::BUSY.into())
+    }
+
+    /// Gives all directories above a node a part in the upper, outermost first.
+    fn copy_up_parents(&self, node: &Arc<Node>) -> FsResult<()> {
+        let mut chain = Vec::new();
+        let mut at = node.any_name();
+        while let Some(NodeName { parent, .. }) = at {
+            if parent.has_upper() {
+                break;
+            }
+            at = parent.any_name();
+            chain.push(parent);
+        }
+        while let Some(dir) = chain.pop() {
+            self.copy_up_one(&dir, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Copies one node up whose parents are in the upper. `false` if it was renamed meanwhile
+    /// and must be tried again.
+    fn copy_up_one(&self, node: &Arc<Node>, keep: u64) -> FsResult<bool> {
+        let _copying = node.copy_up.lock();
+        let lower = {
+            let state = node.state.read();
+            if state.upper.is_some() {
+                return Ok(true);
+            }
+            state
+                .lowers
+                .first()
+                .cloned()
+                .ok_or_else(|| FsError::from(Errno::STALE))?
+        };
+        let attr = self.lowers.attr(&lower)?;
+        let several = node.kind != Kind::Dir && attr.nlink > 1;
+        if several && !self.prepare_other_names(node, &lower)? {
+            return Ok(false);
+        }
+        let upper = self.upper()?;
+        let temp = upper.temp_name();
+        let built = self.build_copy(upper, &temp, node, &lower, &attr, keep);
+        let published = built.and_then(|(fd, mark)| self.publish_copy(node, &temp, fd, mark));
+        if !matches!(published, Ok(true)) {
+            upper.discard(&temp);
+        }
+        published
+    }
+
+    /// Builds the copy of a lower object in the work directory.
+    fn build_copy(
+        &self,
+        upper: &Upper,
+        temp: &[u8],
+        node: &Node,
+        lower: &LowerRef,
+        attr: &Attr,
+        keep: u64,
+    ) -> FsResult<(OwnedFd, NodeMark)> {
+        let target = match node.kind {
+            Kind::Symlink => self.lowers.readlink(lower)?.into_owned(),
+            _ => Vec::new(),
+        };
+        let shown = self.present(*attr);
+        let object = NewObject {
+            kind: node.kind,
+            mode: attr.mode,
+            owner: (shown.uid, Some(shown.gid)),
+            rdev: attr.rdev,
+            target: &target,
+        };
+        let NewFd { fd, mut mark, .. } = upper.build(upper.work(), temp, &object)?;
+        if node.kind == Kind::File {
+            self.copy_data(upper, &fd, lower, keep)?;
+        }
+        self.copy_xattrs(upper, &fd, lower)?;
+        if node.kind != Kind::Dir {
+            mark.origin = Some(Origin {
+                tag: self.tag.clone(),
+                number: node.number,
+            });
+        }
+        match upper.namespace().write_node(fd.as_fd(), &mark) {
+            // Users' marks are not possible on such objects: their number lasts for this mount.
+            Err(Errno::PERM | Errno::OPNOTSUPP) if node.kind != Kind::File => {}
+            result => result?,
+        }
+        let times = Timestamps {
+            last_access: Timespec::from(attr.atime),
+            last_modification: Timespec::from(attr.mtime),
+        };
+        sys::set_times(fd.as_fd(), &times)?;
+        Ok((fd, mark))
+    }
+
+    fn copy_data(&self, upper: &Upper, to: &OwnedFd, lower: &LowerRef, keep: u64) -> FsResult<()> {
+        match self.lowers.contents(lower)? {
+            Contents::Inline(bytes) => {
+                let keep = usize::try_from(keep).unwrap_or(usize::MAX).min(bytes.len());
+                sys::copy::write_all_at(to, bytes.get(..keep).unwrap_or_default(), 0)?;
+            }
+            Contents::File(from, size) => sys::copy::copy_contents(&*from, to, size.min(keep))?,
+        }
+        // Without this a power cut could leave the name with no data, though nothing was written
+        // to the file.
+        if !upper.is_volatile() && keep > 0 {
+            rfs::fdatasync(to)?;
+        }
+        Ok(())
+    }
+
+    fn copy_xattrs(&self, upper: &Upper, to: &OwnedFd, lower: &LowerRef) -> FsResult<()> {
+        let mut xattrs = Vec::new();
+        for name in self.lowers.xattr_names(lower)? {
+            if let Some(value) = self.lowers.xattr(lower, &name)? {
+                xattrs.push((upper.namespace().stored_name(&name), value.into_owned()));
+            }
+        }
+        attributes::set_xattrs(to.as_fd(), &xattrs)
+    }
+
+    /// Renames a finished copy into place. `false` if the node's name changed since its parents
+    /// were copied up.
+    fn publish_copy(
+        &self,
+        node: &Arc<Node>,
+        temp: &[u8],
+        fd: OwnedFd,
+        mark: NodeMark,
+    ) -> FsResult<bool> {
+        let upper = self.upper()?;
+        let ino = sys::stat_fd(&fd)?.ino;
+        let names = node.state.read().names.clone();
+        let parents = distinct_parents(&names);
+        let guards: Vec<RwLockWriteGuard<'_, DirState>> = parents
+            .iter()
+            .map(|parent| parent.entries.write())
+            .collect();
+        let mut state = node.state.write();
+        if !same_names(&state.names, &names) {
+            return Ok(false);
+        }
+        if names.is_empty() {
+            // Deleted while it was copied: the copy has no name either.
+            let removed = match node.kind {
+                Kind::Dir => rfs::unlinkat(upper.work(), temp, AtFlags::REMOVEDIR),
+                _ => rfs::unlinkat(upper.work(), temp, AtFlags::empty()),
+            };
+            removed?;
+            state.pinned = Some(Arc::new(fd));
+        } else {
+            drop(state);
+            self.place_copy(temp, &fd, &names)?;
+            state = node.state.write();
+        }
+        state.upper = Some(ino);
+        state.mark = mark;
+        if node.kind != Kind::Dir {
+            state.lowers.clear();
+        }
+        drop(state);
+        drop(guards);
+        Ok(true)
+    }
+
+    /// Gives a finished copy all its names; all or none.
+    fn place_copy(&self, temp: &[u8], fd: &OwnedFd, names: &[NodeName]) -> FsResult<()> {
+        let upper = self.upper()?;
+        let mut linked: Vec<(Arc<OwnedFd>, &[u8])> = Vec::new();
+        let placed = (|| {
+            for NodeName { parent, name } in names.iter().skip(1) {
+                let dir = self.upper_dir(parent)?;
+                keeping_mtime(&dir, || sys::link_fd(fd.as_fd(), dir.as_fd(), name))?;
+                linked.push((dir, name));
+            }
+            let Some(NodeName { parent, name }) = names.first() else {
+                return Ok(());
+            };
+            let dir = self.upper_dir(parent)?;
+            keeping_mtime(&dir, || upper.publish(temp, dir.as_fd(), name))
+        })();
+        if placed.is_err() {
+            for (dir, name) in linked {
+                if let Err(errno) = rfs::unlinkat(&*dir, name, AtFlags::empty()) {
+                    tracing::warn!("cannot take back a link made for a copy-up: {errno}");
+                }
+            }
+        }
+        placed
+    }
+
+    /// Finds all visible names of a lower file that has several, and gives their directories a
+    /// part in the upper. `false` if the node was renamed meanwhile.
+    fn prepare_other_names(&self, node: &Arc<Node>, lower: &LowerRef) -> FsResult<bool> {
+        if node.state.read().names.is_empty() {
+            return Ok(true);
+        }
+        for path in self.lowers.names_of(lower)? {
+            let Some((parent, name)) = self.visible_parent(&path, node.number)? else {
+                continue;
+            };
+            node.add_name(&parent, &name);
+        }
+        let names = node.state.read().names.clone();
+        for NodeName { parent, .. } in &names {
+            if !parent.has_upper() {
+                self.copy_up_parent_chain(parent)?;
+            }
+        }
+        Ok(same_names(&node.state.read().names, &names))
+    }
+
+    fn copy_up_parent_chain(&self, dir: &Arc<Node>) -> FsResult<()> {
+        self.copy_up_parents(dir)?;
+        self.copy_up_one(dir, 0).map(|_| ())
+    }
+
+    /// The directory of a lower path as it is now in the union, if the path still means the
+    /// object with this number.
+    fn visible_parent(
+        &self,
+        path: &[u8],
+        number: Number,
+    ) -> FsResult<Option<(Arc<Node>, Vec<u8>)>> {
+        let mut dir = Arc::clone(&self.root);
+        let mut rest = path;
+        while let Some(at) = rest.iter().position(|&byte| byte == b'/') {
+            let name = rest.get(..at).unwrap_or_default();
+            rest = rest.get(at + 1..).unwrap_or_default();
+            let next = {
+                let _entries = dir.entries.read();
+                match self.resolve(&dir, name)? {
+                    Some(found) if found.kind == Kind::Dir => self.intern(&dir, name, found, false),
+                    _ => return Ok(None),
+                }
+            };
+            dir = next;
+        }
+        let found = {
+            let _entries = dir.entries.read();
+            self.resolve(&dir, rest)?
+        };
+        let same = found.is_some_and(|found| self.number_of(&found) == number);
+        Ok(same.then(|| (dir, rest.to_vec())))
+    }
+}
+
+/// The parents of some names in the order in which their locks are taken, each once.
+fn distinct_parents(names: &[NodeName]) -> Vec<Arc<Node>> {
+    let mut parents: Vec<_> = names.iter().map(|name| Arc::clone(&name.parent)).collect();
+    parents.sort_by_key(|parent| parent.number);
+    parents.dedup_by_key(|parent| parent.number);
+    parents
+}
+
+fn same_names(a: &[NodeName], b: &[NodeName]) -> bool {
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .all(|(a, b)| Arc::ptr_eq(&a.parent, &b.parent) && a.name == b.name)
+}
+
+/// Changes the entries of a directory without users seeing it: a copy-up is no change to them.
+fn keeping_mtime(dir: &OwnedFd, change: impl FnOnce() -> sys::SysResult<()>) -> FsResult<()> {
+    let before = sys::stat_fd(dir)?;
+    change()?;
+    let times = Timestamps {
+        last_access: before.atime.into(),
+        last_modification: before.mtime.into(),
+    };
+    Ok(sys::set_times(dir.as_fd(), &times)?)
+}

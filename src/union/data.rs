@@ -1,0 +1,315 @@
+//! Contents of regular files, and syncing.
+//!
+//! All I/O is by node; nothing is tied to an open file. A request looks at where the contents are
+//! and does its I/O under the node's `state` lock (shared), so that a copy-up, which changes where
+//! they are under the exclusive lock, comes wholly before or after it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{self as rfs, FallocateFlags, SeekFrom, StatVfs};
+use rustix::io::Errno;
+
+use super::node::Node;
+use super::{Target, Union};
+use crate::attr::Kind;
+use crate::error::{FsError, FsResult};
+use crate::lower::{Contents, Number};
+use crate::sys;
+
+/// Which way `lseek` looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// The next data at or after the offset.
+    Data,
+    /// The next hole at or after the offset.
+    Hole,
+}
+
+/// What `statfs` shows.
+#[derive(Clone, Copy, Debug)]
+pub struct FsStat {
+    /// Size of a block in bytes.
+    pub block_size: u64,
+    /// Blocks in all, free, and free for ordinary users.
+    pub blocks: [u64; 3],
+    /// Inodes in all and free.
+    pub files: [u64; 2],
+}
+
+impl Union {
+    /// Reads up to `size` bytes at `offset` and hands them to `give`; fewer at the end. `buffer` is
+    /// room to read into that callers keep.
+    ///
+    /// # Errors
+    /// `EISDIR`, `EINVAL` for what has no contents, `EIO` with an explanation for a damaged
+    /// object of the store.
+    pub fn read<T>(
+        &self,
+        number: Number,
+        offset: u64,
+        size: usize,
+        buffer: &mut Vec<u8>,
+        give: impl FnOnce(&[u8]) -> T,
+    ) -> FsResult<T> {
+        match self.target(number)? {
+            Target::Image(ino) => {
+                let Some((_, image)) = self.lowers.image() else {
+                    return Err(Errno::STALE.into());
+                };
+                read_contents(image.contents(ino)?, offset, size, buffer, give)
+            }
+            Target::Node(node) => self.read_node(&node, offset, size, buffer, give),
+        }
+    }
+
+    fn read_node<T>(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        size: usize,
+        buffer: &mut Vec<u8>,
+        give: impl FnOnce(&[u8]) -> T,
+    ) -> FsResult<T> {
+        check_file(node)?;
+        let state = node.state.read();
+        if state.upper.is_none() {
+            let lower = state
+                .lowers
+                .first()
+                .ok_or_else(|| FsError::from(Errno::STALE))?;
+            return read_contents(self.lowers.contents(lower)?, offset, size, buffer, give);
+        }
+        drop(state);
+        // From here on it stays in the upper.
+        let file = self.upper_file(node)?;
+        read_contents(Contents::File(file, u64::MAX), offset, size, buffer, give)
+    }
+
+    /// Writes at `offset`; returns how many bytes were written. With `drop_privileges` the file
+    /// loses set-id bits and capabilities, as when someone without `CAP_FSETID` writes.
+    ///
+    /// # Errors
+    /// `ENOSPC`, `EDQUOT`, `EFBIG`, `EROFS`, also from a copy-up.
+    pub fn write(
+        &self,
+        number: Number,
+        offset: u64,
+        data: &[u8],
+        drop_privileges: bool,
+    ) -> FsResult<usize> {
+        let (node, file) = self.writable_file(number)?;
+        let written = sys::retry(|| rustix::io::pwrite(&*file, data, offset))?;
+        if drop_privileges {
+            self.drop_privileges(&node)?;
+        }
+        Ok(written)
+    }
+
+    fn writable_file(&self, number: Number) -> FsResult<(Arc<Node>, Arc<OwnedFd>)> {
+        self.upper()?;
+        let node = self.touch(number)?;
+        check_file(&node)?;
+        self.copy_up(&node)?;
+        let file = self.upper_file(&node)?;
+        Ok((node, file))
+    }
+
+    /// `fallocate(2)`.
+    pub fn fallocate(
+        &self,
+        number: Number,
+        offset: u64,
+        length: u64,
+        mode: FallocateFlags,
+        drop_privileges: bool,
+    ) -> FsResult<()> {
+        let (node, file) = self.writable_file(number)?;
+        sys::retry(|| rfs::fallocate(&*file, mode, offset, length))?;
+        if drop_privileges {
+            self.drop_privileges(&node)?;
+        }
+        Ok(())
+    }
+
+    /// `lseek(2)` for data and holes.
+    ///
+    /// # Errors
+    /// `ENXIO` beyond the end, or if there is no more data.
+    pub fn lseek(&self, number: Number, offset: u64, whence: Seek) -> FsResult<u64> {
+        match self.target(number)? {
+            Target::Image(ino) => {
+                let Some((_, image)) = self.lowers.image() else {
+                    return Err(Errno::STALE.into());
+                };
+                seek_contents(&image.contents(ino)?, offset, whence)
+            }
+            Target::Node(node) => {
+                check_file(&node)?;
+                let lower = {
+                    let state = node.state.read();
+                    state
+                        .upper
+                        .is_none()
+                        .then(|| state.lowers.first().cloned())
+                        .flatten()
+                };
+                let contents = match lower {
+                    Some(lower) => self.lowers.contents(&lower)?,
+                    None => Contents::File(self.upper_file(&node)?, u64::MAX),
+                };
+                seek_contents(&contents, offset, whence)
+            }
+        }
+    }
+
+    /// `copy_file_range(2)` between two files of the mount; returns how many bytes were copied.
+    pub fn copy_file_range(
+        &self,
+        from: (Number, u64),
+        to: (Number, u64),
+        length: usize,
+        drop_privileges: bool,
+    ) -> FsResult<usize> {
+        let (node, target) = self.writable_file(to.0)?;
+        let (source, inline) = self.open_source(from.0)?;
+        let (mut off_in, mut off_out) = (from.1, to.1);
+        let copied = match (source, inline) {
+            (Some(source), _) => sys::retry(|| {
+                let (off_in, off_out) = (Some(&mut off_in), Some(&mut off_out));
+                rfs::copy_file_range(&*source, off_in, &*target, off_out, length)
+            })?,
+            (None, bytes) => {
+                let window = window(&bytes, off_in, length);
+                sys::copy::write_all_at(&*target, window, off_out)?;
+                window.len()
+            }
+        };
+        if drop_privileges {
+            self.drop_privileges(&node)?;
+        }
+        Ok(copied)
+    }
+
+    fn open_source(&self, number: Number) -> FsResult<(Option<Arc<OwnedFd>>, Vec<u8>)> {
+        let node = self.touch(number)?;
+        check_file(&node)?;
+        let lower = {
+            let state = node.state.read();
+            state
+                .upper
+                .is_none()
+                .then(|| state.lowers.first().cloned())
+                .flatten()
+        };
+        let Some(lower) = lower else {
+            return Ok((Some(self.upper_file(&node)?), Vec::new()));
+        };
+        Ok(match self.lowers.contents(&lower)? {
+            Contents::File(file, _) => (Some(file), Vec::new()),
+            Contents::Inline(bytes) => (None, bytes.to_vec()),
+        })
+    }
+
+    /// Makes a file's or directory's contents durable, and its name with them.
+    pub fn fsync(&self, number: Number, data_only: bool) -> FsResult<()> {
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        let Target::Node(node) = self.target(number)? else {
+            return Ok(());
+        };
+        if upper.is_volatile() || !node.has_upper() {
+            return Ok(());
+        }
+        match node.kind {
+            Kind::Dir => rfs::fsync(&*self.upper_dir(&node)?)?,
+            Kind::File if data_only => rfs::fdatasync(&*self.upper_file(&node)?)?,
+            Kind::File => rfs::fsync(&*self.upper_file(&node)?)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Size and free space: the upper's.
+    pub fn statfs(&self) -> FsResult<FsStat> {
+        let stat: StatVfs = match &self.upper {
+            Some(upper) => rfs::fstatvfs(upper.root())?,
+            None => {
+                return Ok(FsStat {
+                    block_size: 4096,
+                    blocks: [0; 3],
+                    files: [0; 2],
+                });
+            }
+        };
+        Ok(FsStat {
+            block_size: stat.f_frsize,
+            blocks: [stat.f_blocks, stat.f_bfree, stat.f_bavail],
+            files: [stat.f_files, stat.f_ffree],
+        })
+    }
+}
+
+fn check_file(node: &Node) -> FsResult<()> {
+    match node.kind {
+        Kind::File => Ok(()),
+        Kind::Dir => Err(Errno::ISDIR.into()),
+        _ => Err(Errno::INVAL.into()),
+    }
+}
+
+fn window(bytes: &[u8], offset: u64, size: usize) -> &[u8] {
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
+    let end = start.saturating_add(size).min(bytes.len());
+    bytes.get(start..end).unwrap_or_default()
+}
+
+fn read_contents<T>(
+    contents: Contents<'_>,
+    offset: u64,
+    size: usize,
+    buffer: &mut Vec<u8>,
+    give: impl FnOnce(&[u8]) -> T,
+) -> FsResult<T> {
+    let file = match contents {
+        Contents::Inline(bytes) => return Ok(give(window(bytes, offset, size))),
+        Contents::File(file, _) => file,
+    };
+    if buffer.len() < size {
+        buffer.resize(size, 0);
+    }
+    let mut filled = 0;
+    while let Some(room) = buffer.get_mut(filled..size).filter(|room| !room.is_empty()) {
+        let got = sys::retry(|| rustix::io::pread(&*file, &mut *room, offset + filled as u64))?;
+        if got == 0 {
+            break;
+        }
+        filled += got;
+    }
+    Ok(give(buffer.get(..filled).unwrap_or_default()))
+}
+
+fn seek_contents(contents: &Contents<'_>, offset: u64, whence: Seek) -> FsResult<u64> {
+    match contents {
+        Contents::Inline(bytes) => {
+            if offset >= bytes.len() as u64 {
+                return Err(Errno::NXIO.into());
+            }
+            Ok(if whence == Seek::Data {
+                offset
+            } else {
+                bytes.len() as u64
+            })
+        }
+        Contents::File(file, _) => {
+            let to = match whence {
+                Seek::Data => SeekFrom::Data(offset),
+                Seek::Hole => SeekFrom::Hole(offset),
+            };
+            Ok(rfs::seek(&**file, to)?)
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Making new objects in the upper's filesystem.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{self as rfs, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::Upper;
+use super::mark::NodeMark;
+use crate::attr::{Attr, Kind};
+use crate::sys::{self, SysResult};
+
+/// An object to make.
+pub struct NewObject<'a> {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits; for a symbolic link without meaning.
+    pub mode: u32,
+    /// Owner and group; no group for the one the filesystem gives it.
+    pub owner: (u32, Option<u32>),
+    /// Device number in the encoding of `makedev(3)`, for devices.
+    pub rdev: u64,
+    /// Target, for a symbolic link.
+    pub target: &'a [u8],
+}
+
+/// An object that was made.
+pub struct NewFd {
+    /// A regular file is open for reading and writing, a directory for reading, anything else is
+    /// only named (`O_PATH`).
+    pub fd: OwnedFd,
+    /// Its attributes as users see them, but for `ino`.
+    pub attr: Attr,
+    /// What the filesystem could not hold.
+    pub mark: NodeMark,
+}
+
+const SPECIAL_BITS: u32 = libc::S_ISUID | libc::S_ISGID | libc::S_ISVTX;
+
+impl Upper {
+    /// Makes an object under a free name. If something fails, nothing is left under the name.
+    ///
+    /// The filesystem may add what is inherited from the directory (a default ACL changes the
+    /// mode, set-group-id is passed on), as for any new file.
+    pub fn build(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        object: &NewObject<'_>,
+    ) -> SysResult<NewFd> {
+        let mut mark = NodeMark::default();
+        let fd = self.make(dir, name, object, &mut mark)?;
+        match self.finish(fd.as_fd(), object, &mut mark) {
+            Ok(attr) => Ok(NewFd { fd, attr, mark }),
+            Err(errno) => {
+                sys::dir::remove_tree(dir, name)?;
+                Err(errno)
+            }
+        }
+    }
+
+    fn finish(
+        &self,
+        fd: BorrowedFd<'_>,
+        object: &NewObject<'_>,
+        mark: &mut NodeMark,
+    ) -> SysResult<Attr> {
+        let attr = sys::stat_fd(fd)?;
+        let owned = self.own(fd, object, &attr, mark)?;
+        // A change of owner takes these away, and mkdir never sets them.
+        let special = object.mode & SPECIAL_BITS;
+        let chmod = object.kind != Kind::Symlink && special & !attr.mode != 0;
+        if chmod || (owned && special != 0) {
+            sys::chmod(fd, attr.mode | special)?;
+        }
+        if *mark != NodeMark::default() {
+            match self.namespace.write_node(fd, mark) {
+                // An owner cannot be noted on such objects; it stays the user's own.
+                Err(Errno::PERM) if mark.device.is_none() => *mark = NodeMark::default(),
+                result => result?,
+            }
+        }
+        let attr = if owned || chmod {
+            sys::stat_fd(fd)?
+        } else {
+            attr
+        };
+        Ok(mark.apply(attr))
+    }
+
+    fn make(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        object: &NewObject<'_>,
+        mark: &mut NodeMark,
+    ) -> SysResult<OwnedFd> {
+        let mode = Mode::from_raw_mode(object.mode & 0o777);
+        match object.kind {
+            Kind::File => create_file(dir, name, mode),
+            Kind::Dir => {
+                rfs::mkdirat(dir, name, mode)?;
+                sys::open_dir_at(dir, name)
+            }
+            Kind::Symlink => {
+                rfs::symlinkat(object.target, dir, name)?;
+                sys::open_at(dir, name, sys::O_PATH)
+            }
+            Kind::Fifo | Kind::Socket => {
+                let file_type = if object.kind == Kind::Fifo {
+                    FileType::Fifo
+                } else {
+                    FileType::Socket
+                };
+                rfs::mknodat(dir, name, file_type, mode, 0)?;
+                sys::open_at(dir, name, sys::O_PATH)
+            }
+            Kind::Char | Kind::Block => self.make_device(dir, name, object, mark),
+        }
+    }
+
+    /// A device, or a file marked as one where devices cannot be made. The character device 0:0
+    /// means in an upper that a name is deleted, so 0:1 with a mark stands for it.
+    fn make_device(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        object: &NewObject<'_>,
+        mark: &mut NodeMark,
+    ) -> SysResult<OwnedFd> {
+        let file_type = match object.kind {
+            Kind::Block => FileType::BlockDevice,
+            _ => FileType::CharacterDevice,
+        };
+        let mode = Mode::from_raw_mode(object.mode & 0o777);
+        let is_whiteout = object.kind == Kind::Char && object.rdev == 0;
+        let stand_in = rfs::makedev(0, 1);
+        let rdev = if is_whiteout { stand_in } else { object.rdev };
+        let device = Some((
+            object.kind,
+            rfs::major(object.rdev),
+            rfs::minor(object.rdev),
+        ));
+        match rfs::mknodat(dir, name, file_type, mode, rdev) {
+            Ok(()) => {
+                if is_whiteout {
+                    mark.device = device;
+                }
+                sys::open_at(dir, name, sys::O_PATH)
+            }
+            Err(Errno::PERM) => {
+                mark.device = device;
+                create_file(dir, name, mode)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Gives a new object its owner. Whether that changed anything.
+    fn own(
+        &self,
+        fd: BorrowedFd<'_>,
+        object: &NewObject<'_>,
+        now: &Attr,
+        mark: &mut NodeMark,
+    ) -> SysResult<bool> {
+        let (uid, gid) = object.owner;
+        let gid = gid.unwrap_or(now.gid);
+        if (now.uid, now.gid) == (uid, gid) {
+            return Ok(false);
+        }
+        match sys::chown(fd, Some(uid), Some(gid)) {
+            Ok(()) => Ok(true),
+            Err(Errno::PERM | Errno::INVAL) if !self.privileged => {
+                mark.owner = Some((uid, gid));
+                Ok(false)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+fn create_file(dir: BorrowedFd<'_>, name: &[u8], mode: Mode) -> SysResult<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    sys::retry(|| rfs::openat(dir, name, flags, mode))
+}

@@ -1,0 +1,298 @@
+//! Marks on objects of an upper (or of a layer made from one): extended attributes that are ours
+//! or overlayfs's, hidden from users.
+//!
+//! overlayfs keeps its marks in `trusted.overlay.*`, or with its option `userxattr` in
+//! `user.overlay.*`; so do we, and ours are beside them in `{trusted,user}.lamina.*`. A user's own
+//! attribute with such a name is escaped, as overlayfs does it: `trusted.overlay.x` is stored as
+//! `trusted.overlay.overlay.x`. So an upper can itself lie on a Lamina mount.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use crate::attr::{Attr, Kind, PERMISSIONS};
+use crate::lower::Number;
+use crate::sys::{self, SysResult};
+
+/// Which attributes carry the marks: those only privileged processes see, or an owner's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namespace {
+    /// `trusted.*`; needs `CAP_SYS_ADMIN` in the initial user namespace.
+    Trusted,
+    /// `user.*`; not possible on symbolic links and special files.
+    User,
+}
+
+const OVERLAY: &[u8] = b"overlay.";
+const LAMINA: &[u8] = b"lamina.";
+
+/// What a directory's `redirect` mark may hold: a path of at most this many bytes.
+const REDIRECT_MAX: usize = 4096;
+
+impl Namespace {
+    fn prefix(self) -> &'static [u8] {
+        match self {
+            Self::Trusted => b"trusted.",
+            Self::User => b"user.",
+        }
+    }
+
+    fn mark(self, family: &[u8], name: &[u8]) -> Vec<u8> {
+        [self.prefix(), family, name].concat()
+    }
+
+    /// The stored name of the attribute a user calls `name`.
+    pub fn stored_name(self, name: &[u8]) -> Vec<u8> {
+        if let Some(rest) = name.strip_prefix(self.prefix()) {
+            for family in [OVERLAY, LAMINA] {
+                if rest.starts_with(family) {
+                    return [self.prefix(), family, rest].concat();
+                }
+            }
+        }
+        name.to_vec()
+    }
+
+    /// What users call the attribute stored as `name`; `None` if it is not for them to see.
+    pub fn shown_name(self, name: &[u8]) -> Option<Vec<u8>> {
+        if let Some(rest) = name.strip_prefix(self.prefix()) {
+            for family in [OVERLAY, LAMINA] {
+                if let Some(rest) = rest.strip_prefix(family) {
+                    // Escaped twice or more: one level is taken off.
+                    return rest
+                        .starts_with(family)
+                        .then(|| [self.prefix(), rest].concat());
+                }
+            }
+        }
+        Some(name.to_vec())
+    }
+
+    /// Whether a directory hides what lower layers have under its name.
+    pub fn is_opaque(self, dir: BorrowedFd<'_>) -> SysResult<bool> {
+        Ok(sys::get_xattr(dir, &self.mark(OVERLAY, b"opaque"))?.is_some_and(|value| value == b"y"))
+    }
+
+    /// Marks a directory so that it hides what lower layers have under its name.
+    pub fn set_opaque(self, dir: BorrowedFd<'_>) -> SysResult<()> {
+        sys::set_xattr(
+            dir,
+            &self.mark(OVERLAY, b"opaque"),
+            b"y",
+            XattrFlags::empty(),
+        )
+    }
+
+    /// The path, from the roots of the lower layers and starting with a slash, or the name in the
+    /// same directory, under which the lower parts of a moved directory are.
+    pub fn redirect(self, dir: BorrowedFd<'_>) -> SysResult<Option<Vec<u8>>> {
+        let value = sys::get_xattr(dir, &self.mark(OVERLAY, b"redirect"))?;
+        Ok(value.filter(|path| !path.is_empty() && path.len() <= REDIRECT_MAX))
+    }
+
+    /// Marks where the lower parts of a moved directory are.
+    pub fn set_redirect(self, dir: BorrowedFd<'_>, path: &[u8]) -> SysResult<()> {
+        sys::set_xattr(
+            dir,
+            &self.mark(OVERLAY, b"redirect"),
+            path,
+            XattrFlags::empty(),
+        )
+    }
+
+    /// All marks of an object of the upper.
+    pub fn read(self, fd: BorrowedFd<'_>) -> SysResult<Marks> {
+        let mut marks = Marks::default();
+        let names = sys::list_xattrs(fd)?;
+        for name in &names {
+            let Some(rest) = name.strip_prefix(self.prefix()) else {
+                continue;
+            };
+            match rest {
+                b"overlay.opaque" => marks.opaque = self.is_opaque(fd)?,
+                b"overlay.redirect" => marks.redirect = self.redirect(fd)?,
+                b"lamina.node" => {
+                    if let Some(text) = sys::get_xattr(fd, name)? {
+                        marks.node = NodeMark::parse(&text);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(marks)
+    }
+
+    /// Writes the `node` mark, or removes it if there is nothing to say.
+    pub fn write_node(self, fd: BorrowedFd<'_>, node: &NodeMark) -> SysResult<()> {
+        let name = self.mark(LAMINA, b"node");
+        if *node == NodeMark::default() {
+            return match sys::remove_xattr(fd, &name) {
+                Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
+                result => result,
+            };
+        }
+        sys::set_xattr(fd, &name, node.to_string().as_bytes(), XattrFlags::empty())
+    }
+
+    /// Whether marks of this namespace can be set on `dir`.
+    pub fn works_on(self, dir: BorrowedFd<'_>) -> bool {
+        let name = self.mark(LAMINA, b"probe");
+        sys::set_xattr(dir, &name, b"y", XattrFlags::empty()).is_ok()
+            && sys::remove_xattr(dir, &name).is_ok()
+    }
+}
+
+/// The marks of one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Hides what lower layers have under its name.
+    pub opaque: bool,
+    /// Where its lower parts are.
+    pub redirect: Option<Vec<u8>>,
+    /// What the upper's filesystem could not hold.
+    pub node: NodeMark,
+}
+
+/// Where a copied-up object came from: `tag` tells one stack of layers from another, so that an
+/// upper put over other layers is not given their numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The stack of layers.
+    pub tag: String,
+    /// The number the object had, and keeps.
+    pub number: Number,
+}
+
+/// What the upper's filesystem could not hold of an object: the value of the mark `node`, a text
+/// of words `key=value`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeMark {
+    /// `origin=TAG:NUMBER`, the number in hex.
+    pub origin: Option<Origin>,
+    /// `device=KIND:MAJOR:MINOR`: a regular file that stands for a device.
+    pub device: Option<(Kind, u32, u32)>,
+    /// `owner=UID:GID`, where the daemon may not change owners.
+    pub owner: Option<(u32, u32)>,
+}
+
+impl NodeMark {
+    fn parse(text: &[u8]) -> Self {
+        let mut mark = Self::default();
+        let Ok(text) = std::str::from_utf8(text) else {
+            return mark;
+        };
+        for word in text.split_ascii_whitespace() {
+            match word.split_once('=') {
+                Some(("origin", value)) => mark.origin = parse_origin(value),
+                Some(("device", value)) => mark.device = parse_device(value),
+                Some(("owner", value)) => mark.owner = parse_owner(value),
+                // A later version's word: not needed to read the file.
+                _ => {}
+            }
+        }
+        mark
+    }
+
+    /// The attributes users see of an object whose own are `attr`.
+    pub fn apply(&self, attr: Attr) -> Attr {
+        let mut attr = attr;
+        if let Some((kind, major, minor)) = self.device {
+            attr.mode = kind.mode_bits() | attr.mode & PERMISSIONS;
+            attr.rdev = rustix::fs::makedev(major, minor);
+        }
+        if let Some((uid, gid)) = self.owner {
+            attr.uid = uid;
+            attr.gid = gid;
+        }
+        attr
+    }
+}
+
+fn parse_origin(value: &str) -> Option<Origin> {
+    let (tag, number) = value.rsplit_once(':')?;
+    let number = u64::from_str_radix(number, 16).ok()?;
+    Some(Origin {
+        tag: tag.to_owned(),
+        number: Number(number),
+    })
+}
+
+fn parse_device(value: &str) -> Option<(Kind, u32, u32)> {
+    let mut parts = value.splitn(3, ':');
+    let kind = match parts.next()? {
+        "c" => Kind::Char,
+        "b" => Kind::Block,
+        _ => return None,
+    };
+    Some((
+        kind,
+        parts.next()?.parse().ok()?,
+        parts.next()?.parse().ok()?,
+    ))
+}
+
+fn parse_owner(value: &str) -> Option<(u32, u32)> {
+    let (uid, gid) = value.split_once(':')?;
+    Some((uid.parse().ok()?, gid.parse().ok()?))
+}
+
+impl std::fmt::Display for NodeMark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut words = Vec::new();
+        if let Some(origin) = &self.origin {
+            words.push(format!("origin={}:{:x}", origin.tag, origin.number.0));
+        }
+        if let Some((kind, major, minor)) = self.device {
+            let letter = if kind == Kind::Block { 'b' } else { 'c' };
+            words.push(format!("device={letter}:{major}:{minor}"));
+        }
+        if let Some((uid, gid)) = self.owner {
+            words.push(format!("owner={uid}:{gid}"));
+        }
+        f.write_str(&words.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_names_are_escaped_and_marks_are_hidden() {
+        let ns = Namespace::Trusted;
+        for name in [
+            &b"trusted.overlay.opaque"[..],
+            b"trusted.lamina.node",
+            b"user.overlay.x",
+        ] {
+            let stored = ns.stored_name(name);
+            assert_eq!(ns.shown_name(&stored).as_deref(), Some(name));
+            assert_eq!(stored == name, !name.starts_with(b"trusted."));
+        }
+        assert_eq!(ns.shown_name(b"trusted.overlay.opaque"), None);
+        assert_eq!(ns.shown_name(b"trusted.lamina.node"), None);
+        let twice = ns.stored_name(&ns.stored_name(b"trusted.overlay.opaque"));
+        assert_eq!(
+            ns.shown_name(&twice),
+            Some(b"trusted.overlay.overlay.opaque".to_vec())
+        );
+    }
+
+    #[test]
+    fn node_mark_round_trips() {
+        let mark = NodeMark {
+            origin: Some(Origin {
+                tag: "image:0123".into(),
+                number: Number(42),
+            }),
+            device: Some((Kind::Char, 0, 0)),
+            owner: Some((33, 44)),
+        };
+        assert_eq!(NodeMark::parse(mark.to_string().as_bytes()), mark);
+        assert_eq!(
+            NodeMark::parse(b"owner=x:y junk origin= device=z:1:1"),
+            NodeMark::default()
+        );
+    }
+}

@@ -1,0 +1,403 @@
+//! The writable directory of a mount, in overlayfs's own format: whiteouts are character devices
+//! 0:0, marks are extended attributes ([`mark`]).
+//!
+//! Everything here works on open directories and single names; which node they belong to is the
+//! union's business. Nothing becomes visible in the upper half made: it is built in the work
+//! directory, on the same filesystem, and renamed into place.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{self as rfs, AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::attr::{Attr, Kind};
+use crate::error::FsResult;
+use crate::sys::{self, SysResult};
+
+pub mod build;
+pub mod mark;
+mod whiteout;
+
+use mark::{Marks, Namespace};
+
+/// Where an upper is.
+#[derive(Clone, Debug)]
+pub struct UpperDirs {
+    /// What was changed.
+    pub upper: PathBuf,
+    /// Scratch space on the same filesystem.
+    pub work: PathBuf,
+}
+
+/// Why an upper cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum UpperError {
+    /// It cannot be opened.
+    #[error("cannot open {what} directory {path:?}: {source}")]
+    Open {
+        /// `upper` or `work`.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: Errno,
+    },
+    /// They must be renamed between.
+    #[error(
+        "upper directory {upper:?} and work directory {work:?} are on different filesystems: \
+         put them on one"
+    )]
+    DifferentFilesystems {
+        /// The upper directory.
+        upper: PathBuf,
+        /// The work directory.
+        work: PathBuf,
+    },
+    /// One must not be part of the other.
+    #[error("{inner:?} lies inside {outer:?}: upper and work directory must lie beside each other")]
+    Nested {
+        /// The one inside.
+        inner: PathBuf,
+        /// The one around it.
+        outer: PathBuf,
+    },
+    /// Another mount uses it.
+    #[error(
+        "{what} directory {path:?} is in use by another live mount: unmount that, or use other \
+         directories ('lamina ps' lists mounts)"
+    )]
+    InUse {
+        /// `upper` or `work`.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A mount with `--volatile` ended without syncing.
+    #[error(
+        "upper directory {upper:?} was last mounted volatile and not unmounted in order, so it may \
+         be damaged: throw it away, or remove {mark:?} to use it all the same"
+    )]
+    Volatile {
+        /// The upper directory.
+        upper: PathBuf,
+        /// What says so.
+        mark: PathBuf,
+    },
+    /// The filesystem lacks something.
+    #[error(
+        "the filesystem of upper directory {upper:?} cannot hold extended attributes ({tried}): \
+         use one that can (ext4, xfs, btrfs, tmpfs)"
+    )]
+    NoXattrs {
+        /// The upper directory.
+        upper: PathBuf,
+        /// What was tried.
+        tried: &'static str,
+    },
+}
+
+/// What the upper has under a name.
+#[derive(Debug)]
+pub struct UpperEntry {
+    /// The object's attributes as users see them, but for `ino`.
+    pub attr: Attr,
+    /// Its marks.
+    pub marks: Marks,
+}
+
+/// What is under a name of the upper.
+#[derive(Debug)]
+pub enum UpperFound {
+    /// Nothing: the lowers decide.
+    Nothing,
+    /// A whiteout: the name does not exist, whatever the lowers have.
+    Whiteout,
+    /// An object.
+    Object(UpperEntry),
+}
+
+/// An upper and its work directory.
+pub struct Upper {
+    root: OwnedFd,
+    work: OwnedFd,
+    namespace: Namespace,
+    dev: u64,
+    volatile: bool,
+    /// Whether file ownership can be changed at will.
+    privileged: bool,
+    counter: AtomicU64,
+    /// Locked for as long as the mount lives.
+    _work_lock: OwnedFd,
+}
+
+const VOLATILE_MARK: &str = "work/incompat/volatile";
+
+impl Upper {
+    /// Opens an upper for a mount, takes it for this process, and clears the work directory.
+    pub fn open(dirs: &UpperDirs, volatile: bool) -> Result<Self, UpperError> {
+        let root = open_dir("upper", &dirs.upper)?;
+        let work_base = open_dir("work", &dirs.work)?;
+        check_places(dirs, &root, &work_base)?;
+        lock("upper", &dirs.upper, &root)?;
+        lock("work", &dirs.work, &work_base)?;
+        let mark = dirs.work.join(VOLATILE_MARK);
+        if mark.exists() {
+            return Err(UpperError::Volatile {
+                upper: dirs.upper.clone(),
+                mark,
+            });
+        }
+        let fail = |source| UpperError::Open {
+            what: "work",
+            path: dirs.work.clone(),
+            source,
+        };
+        let work = scratch_dir(&work_base).map_err(fail)?;
+        let upper = Self::with(dirs, root, work, work_base, volatile)?;
+        if volatile {
+            upper.mark_volatile().map_err(fail)?;
+        }
+        Ok(upper)
+    }
+
+    /// Opens an upper to look at, beside a mount that may be using it.
+    pub fn open_read_only(dirs: &UpperDirs) -> Result<Self, UpperError> {
+        let root = open_dir("upper", &dirs.upper)?;
+        let work = open_dir("work", &dirs.work)?;
+        let work_base = open_dir("work", &dirs.work)?;
+        let namespace = reading_namespace();
+        let dev = device(&root);
+        Ok(Self {
+            root,
+            work,
+            namespace,
+            dev,
+            volatile: true,
+            privileged: namespace == Namespace::Trusted,
+            counter: AtomicU64::new(0),
+            _work_lock: work_base,
+        })
+    }
+
+    fn with(
+        dirs: &UpperDirs,
+        root: OwnedFd,
+        work: OwnedFd,
+        work_base: OwnedFd,
+        volatile: bool,
+    ) -> Result<Self, UpperError> {
+        let namespace = if Namespace::Trusted.works_on(work.as_fd()) {
+            Namespace::Trusted
+        } else if Namespace::User.works_on(work.as_fd()) {
+            Namespace::User
+        } else {
+            return Err(UpperError::NoXattrs {
+                upper: dirs.upper.clone(),
+                tried: "trusted.* and user.*",
+            });
+        };
+        let dev = device(&root);
+        Ok(Self {
+            root,
+            work,
+            namespace,
+            dev,
+            volatile,
+            privileged: namespace == Namespace::Trusted,
+            counter: AtomicU64::new(0),
+            _work_lock: work_base,
+        })
+    }
+
+    fn mark_volatile(&self) -> SysResult<()> {
+        for name in ["incompat", "incompat/volatile"] {
+            match rfs::mkdirat(&self.work, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the use of the upper in order: everything is on disk afterwards.
+    pub fn close(&self) -> SysResult<()> {
+        rfs::syncfs(&self.root)?;
+        if self.volatile {
+            sys::dir::remove_tree(self.work.as_fd(), b"incompat")?;
+        }
+        Ok(())
+    }
+
+    /// The upper's root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Where objects are built.
+    pub fn work(&self) -> BorrowedFd<'_> {
+        self.work.as_fd()
+    }
+
+    /// Which extended attributes carry the marks.
+    pub fn namespace(&self) -> Namespace {
+        self.namespace
+    }
+
+    /// The device number of the filesystem.
+    pub fn dev(&self) -> u64 {
+        self.dev
+    }
+
+    /// Whether `fsync` and the like are to be skipped.
+    pub fn is_volatile(&self) -> bool {
+        self.volatile
+    }
+
+    /// Whether owners can be set and devices be made, so that no mark need stand for them.
+    pub fn is_privileged(&self) -> bool {
+        self.privileged
+    }
+
+    /// A name not used in the work directory yet.
+    pub fn temp_name(&self) -> Vec<u8> {
+        let number = self.counter.fetch_add(1, Ordering::Relaxed);
+        format!("#{number:x}").into_bytes()
+    }
+
+    /// Removes what is left of an object in the work directory. Failure leaves rubbish that the
+    /// next mount clears, so it is only logged.
+    pub fn discard(&self, temp: &[u8]) {
+        if let Err(errno) = sys::dir::remove_tree(self.work(), temp) {
+            let name = String::from_utf8_lossy(temp);
+            tracing::warn!("cannot remove {name} from the work directory: {errno}");
+        }
+    }
+
+    /// What the upper has under `name` in the directory `dir`.
+    pub fn examine(&self, dir: BorrowedFd<'_>, name: &[u8]) -> FsResult<UpperFound> {
+        let Some(attr) = sys::find_at(dir, name)? else {
+            return Ok(UpperFound::Nothing);
+        };
+        if attr.is_whiteout() {
+            return Ok(UpperFound::Whiteout);
+        }
+        let fd = match sys::open_at(dir, name, sys::O_PATH) {
+            // Removed a moment ago.
+            Err(Errno::NOENT) => return Ok(UpperFound::Nothing),
+            result => result?,
+        };
+        Ok(UpperFound::Object(self.describe(fd.as_fd(), attr)?))
+    }
+
+    /// Marks of an object, and its attributes with the marks applied.
+    pub fn describe(&self, fd: BorrowedFd<'_>, attr: Attr) -> FsResult<UpperEntry> {
+        let marks = match attr.kind() {
+            // Only privileged marks are possible on these.
+            Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::Char | Kind::Block
+                if self.namespace == Namespace::User =>
+            {
+                Marks::default()
+            }
+            _ => self.namespace.read(fd)?,
+        };
+        Ok(UpperEntry {
+            attr: marks.node.apply(attr),
+            marks,
+        })
+    }
+
+    /// Moves an object from the work directory to a name that has no entry in the upper.
+    pub fn publish(&self, temp: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
+        rfs::renameat_with(self.work(), temp, dir, name, RenameFlags::NOREPLACE)
+    }
+
+    /// Moves an object from the work directory over a non-directory that has the name.
+    pub fn publish_over(&self, temp: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
+        rfs::renameat(self.work(), temp, dir, name)
+    }
+
+    /// Moves an object from the work directory to a name held by a whiteout.
+    pub fn publish_over_whiteout(
+        &self,
+        temp: &[u8],
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        kind: Kind,
+    ) -> SysResult<()> {
+        if kind != Kind::Dir {
+            return self.publish_over(temp, dir, name);
+        }
+        // A directory cannot be renamed over a device: exchange the two, in one step.
+        rfs::renameat_with(self.work(), temp, dir, name, RenameFlags::EXCHANGE)?;
+        rfs::unlinkat(self.work(), temp, AtFlags::empty())
+    }
+}
+
+fn open_dir(what: &'static str, path: &Path) -> Result<OwnedFd, UpperError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rfs::openat(CWD, path, flags, Mode::empty()).map_err(|source| UpperError::Open {
+        what,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn device(fd: impl AsFd) -> u64 {
+    sys::stat_fd(fd).map_or(0, |attr| attr.dev)
+}
+
+fn check_places(dirs: &UpperDirs, upper: &OwnedFd, work: &OwnedFd) -> Result<(), UpperError> {
+    if device(upper) != device(work) {
+        return Err(UpperError::DifferentFilesystems {
+            upper: dirs.upper.clone(),
+            work: dirs.work.clone(),
+        });
+    }
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let (real_upper, real_work) = (real(&dirs.upper), real(&dirs.work));
+    for (inner, outer, words) in [
+        (&real_upper, &real_work, (&dirs.upper, &dirs.work)),
+        (&real_work, &real_upper, (&dirs.work, &dirs.upper)),
+    ] {
+        if inner.starts_with(outer) {
+            return Err(UpperError::Nested {
+                inner: words.0.clone(),
+                outer: words.1.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn lock(what: &'static str, path: &Path, fd: &OwnedFd) -> Result<(), UpperError> {
+    match rfs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(UpperError::InUse {
+            what,
+            path: path.to_owned(),
+        }),
+        Err(source) => Err(UpperError::Open {
+            what,
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// The empty directory `work/work`, as overlayfs has it.
+fn scratch_dir(base: &OwnedFd) -> SysResult<OwnedFd> {
+    sys::dir::remove_tree(base.as_fd(), b"work")?;
+    rfs::mkdirat(base, "work", Mode::RWXU)?;
+    sys::open_dir_at(base, b"work")
+}
+
+/// The namespace this process can read.
+pub fn reading_namespace() -> Namespace {
+    let effective = rustix::thread::capabilities(None).map(|sets| sets.effective);
+    match effective {
+        Ok(caps) if caps.contains(rustix::thread::CapabilitySet::SYS_ADMIN) => Namespace::Trusted,
+        _ => Namespace::User,
+    }
+}
