@@ -1,0 +1,186 @@
+"""Import: compressed layers into a store, against what else unpacks the same bytes."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+
+from common import fixture, have, lamina, measure, progress, rounds, sh, table
+
+LAYERS = ["1-base.tar", "2-tools.tar", "3-pruned.tar"]
+
+
+def run(arena):
+    source = fixture("--packed")
+    inputs = arena.fresh("inputs")
+    for name in LAYERS:
+        for packing in ("", ".gz", ".zst"):
+            shutil.copy(os.path.join(source, name + packing), inputs)
+    shutil.copy(os.path.join(source, "1-base.tar.xz"), inputs)
+    gzipped = [os.path.join(inputs, name + ".gz") for name in LAYERS]
+    print("## Import\n")
+    against_peers(arena, inputs, gzipped)
+    by_compression(arena, inputs)
+    again_and_similar(arena, inputs)
+    three_gigabytes(arena)
+
+
+def build_fresh(arena, layers, **options):
+    """Builds layers into an empty store."""
+
+    def contestant():
+        store = arena.fresh("store")
+        return measure(lamina(store, "layer", "build", "-t", "image", *layers), **options)
+
+    return contestant
+
+
+def tar_fresh(arena, layers):
+    """What `tar -x` takes for the same; a directory that becomes a file is beyond it."""
+    options = '--xattrs --xattrs-include="*" --exclude=./srv/odd'
+    loop = f'for layer in "$@"; do tar {options} -xpf "$layer" || exit 1; done'
+
+    def contestant():
+        return measure(["sh", "-c", loop, "tar", *layers], cwd=arena.fresh("tree"))
+
+    return contestant
+
+
+def against_peers(arena, inputs, gzipped):
+    layout = oci_layout(arena.fresh("oci"), inputs)
+    archive = arena.join("oci.tar")
+    sh(["tar", "-cf", archive, "-C", layout, "."])
+    contestants = {"tar -x": tar_fresh(arena, gzipped), "lamina layer build": build_fresh(arena, gzipped)}
+    if have("umoci"):
+        contestants["umoci unpack"] = lambda: measure(
+            ["umoci", "unpack", "--image", layout + ":latest", os.path.join(arena.fresh("bundle"), "it")]
+        )
+    if have("podman"):
+
+        def podman():
+            root = arena.fresh("podman")
+            command = ["podman", "--root", root, "--runroot", arena.fresh("podman-run"), "--storage-driver", "overlay"]
+            return measure([*command, "load", "-q", "-i", archive])
+
+        contestants["podman load"] = podman
+    title = "The Debian image, three gzip layers, into an empty store"
+    table(title, rounds(contestants), "tar -x", memory=True)
+    for name in ("tree", "bundle", "podman", "podman-run", "oci", "oci.tar"):
+        arena.remove(name)
+
+
+def by_compression(arena, inputs):
+    for packing in ("", ".zst", ".gz", ".xz"):
+        layer = [os.path.join(inputs, "1-base.tar" + packing)]
+        contestants = {"tar -x": tar_fresh(arena, layer), "lamina layer build": build_fresh(arena, layer)}
+        table(f"The base layer alone, 1-base.tar{packing}", rounds(contestants), "tar -x", memory=True)
+    arena.remove("tree")
+
+
+def again_and_similar(arena, inputs):
+    packed = [os.path.join(inputs, name + ".zst") for name in LAYERS]
+    altered = [arena.join("altered-" + name + ".zst") for name in LAYERS[:2]]
+    for name, target in zip(LAYERS, altered):
+        alter(os.path.join(inputs, name), target)
+    full = arena.fresh("full")
+    first = build_fresh(arena, packed)
+
+    def again():
+        sh(["rm", "-rf", full])
+        sh(lamina(full, "layer", "build", "-t", "image", *packed))
+        os.sync()
+        return measure(lamina(full, "layer", "build", "-t", "image", *packed))
+
+    def similar():
+        sh(["rm", "-rf", full])
+        sh(lamina(full, "layer", "build", "-t", "image", *packed))
+        os.sync()
+        return measure(lamina(full, "layer", "build", "-t", "similar", *altered))
+
+    contestants = {
+        "empty store": first,
+        "the same layers again": again,
+        "an image that shares 90 % of its files": similar,
+        "that image into an empty store": build_fresh(arena, altered),
+    }
+    table("Import again, three zstd layers", rounds(contestants), "empty store")
+    arena.remove("full")
+
+
+def alter(source, target):
+    """The same layer with every tenth file a byte longer."""
+    with subprocess.Popen(["zstd", "-q", "-3", "-f", "-o", target], stdin=subprocess.PIPE) as packer:
+        with tarfile.open(source) as old, tarfile.open(fileobj=packer.stdin, mode="w|", format=tarfile.PAX_FORMAT) as new:
+            files = 0
+            for member in old:
+                if member.isreg() and member.size and not member.issparse():
+                    files += 1
+                    content = old.extractfile(member)
+                    if files % 10 == 0:
+                        data = content.read() + b"\n"
+                        member.size = len(data)
+                        member.pax_headers.pop("size", None)
+                        new.addfile(member, io.BytesIO(data))
+                    else:
+                        new.addfile(member, content)
+                elif not member.issparse():
+                    new.addfile(member)
+        packer.stdin.close()
+
+
+def three_gigabytes(arena):
+    """A layer far larger than the memory it may take, through a pipe."""
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "large_layer.py")
+
+    def contestant():
+        store = arena.fresh("store")
+        with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE) as source:
+            return measure(lamina(store, "layer", "build", "-t", "large", "-"), stdin=source.stdout)
+
+    def untar():
+        with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE) as source:
+            return measure(["tar", "-xf", "-"], stdin=source.stdout, cwd=arena.fresh("store"))
+
+    results = rounds({"tar -x": untar, "lamina layer build": contestant})
+    table("A layer of 3 GB, from a pipe", results, "tar -x", memory=True)
+    arena.remove("store")
+
+
+def oci_layout(path, inputs):
+    """An OCI image layout of the gzip layers."""
+    blobs = os.path.join(path, "blobs/sha256")
+    os.makedirs(blobs)
+
+    def digest(file):
+        with open(file, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
+    def blob(data, kind):
+        name = hashlib.sha256(data).hexdigest()
+        with open(os.path.join(blobs, name), "wb") as handle:
+            handle.write(data)
+        return {"mediaType": kind, "digest": "sha256:" + name, "size": len(data)}
+
+    layers, diff_ids = [], []
+    for name in LAYERS:
+        packed = os.path.join(inputs, name + ".gz")
+        hexed = digest(packed)
+        shutil.copy(packed, os.path.join(blobs, hexed))
+        kind = "application/vnd.oci.image.layer.v1.tar+gzip"
+        layers.append({"mediaType": kind, "digest": "sha256:" + hexed, "size": os.path.getsize(packed)})
+        diff_ids.append("sha256:" + digest(os.path.join(inputs, name)))
+    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+    config = blob(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json")
+    manifest = {"schemaVersion": 2, "config": config, "layers": layers}
+    manifest = blob(json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json")
+    manifest["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
+    with open(os.path.join(path, "index.json"), "w") as handle:
+        json.dump({"schemaVersion": 2, "manifests": [manifest]}, handle)
+    with open(os.path.join(path, "oci-layout"), "w") as handle:
+        json.dump({"imageLayoutVersion": "1.0.0"}, handle)
+    progress("OCI layout written")
+    return path

@@ -1,0 +1,50 @@
+//! Where the sides may differ, and why. Everything else is a bug.
+
+
+use super::op::{Op, Outcome};
+use super::side::Kind;
+
+/// One intended difference from a plain directory.
+struct Known {
+    /// Which filesystems show it.
+    who: &'static [Kind],
+    /// Whether `outcome` in place of `native` for `op` is this difference.
+    applies: fn(op: &Op, native: &Outcome, outcome: &Outcome) -> bool,
+    /// Why it is right, or at least settled.
+    #[allow(dead_code, reason = "for the reader of the table")]
+    reason: &'static str,
+}
+
+const OVERLAYFS: &[Kind] = &[Kind::Overlayfs];
+
+const TABLE: &[Known] = &[
+    Known {
+        who: OVERLAYFS,
+        applies: |op, _, _| matches!(op, Op::SlotRead { .. } | Op::SlotStat { .. }),
+        reason: "overlayfs: a file opened for reading before its copy-up goes on showing the lower file; \
+                 Lamina shows the new data, as a plain directory does",
+    },
+    Known {
+        who: OVERLAYFS,
+        applies: |op, native, outcome| matches!(op, Op::Segments { .. }) && native.is_ok() && outcome.is_ok(),
+        reason: "overlayfs: a copy-up keeps holes only roughly",
+    },
+    Known {
+        who: OVERLAYFS,
+        applies: |op, _, outcome| matches!(op, Op::SlotChmod { .. } | Op::SlotXattr { .. }) && outcome.is_err(),
+        reason: "overlayfs: an open lower file that was removed cannot always be copied up any more",
+    },
+];
+
+/// Whether `kind` may answer `op` with `outcome` where a plain directory answers `native`.
+pub fn is_known(kind: Kind, op: &Op, native: &Outcome, outcome: &Outcome) -> bool {
+    TABLE.iter().any(|known| known.who.contains(&kind) && (known.applies)(op, native, outcome))
+}
+
+/// Whether `kind` may show `line` when its tree is compared with that of a plain directory.
+///
+/// After `link(2)` of a lower file, overlayfs lists the new name with another inode number than its
+/// `stat` gives; a rename that fails may leave a new time on a directory it had copied up.
+pub fn is_known_of_trees(kind: Kind, line: &str) -> bool {
+    kind == Kind::Overlayfs && (line.contains("is listed as inode") || line.contains(": mtime: "))
+}

@@ -1,0 +1,193 @@
+//! The same random operations on Lamina, on kernel overlayfs and in a plain directory: results,
+//! error numbers and the trees they leave must be the same, with caches dropped and after a remount
+//! too.
+//!
+//! The plain directory says what is right. Kernel overlayfs runs along to show whether a difference
+//! lies in the nature of unions; `known.rs` has the table of what may differ. A failing case is
+//! shortened before it is shown.
+//!
+//! `LAMINA_DIFFERENTIAL_CASES` sets how many cases are run (default 12), `LAMINA_DIFFERENTIAL_SEED`
+//! the first seed (default 1).
+
+mod generate;
+mod known;
+mod lowers;
+mod op;
+mod rng;
+mod side;
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use generate::Generator;
+use op::Step;
+use side::{Kind, Side};
+
+use crate::support::needs_root;
+use crate::support::sandbox::Sandbox;
+use crate::support::tree::{Ignore, Tree};
+
+/// Operations of a case.
+const STEPS: usize = 400;
+/// Whole trees are compared after this many.
+const COMPARE_EVERY: usize = 40;
+/// Unions are remounted at every so many comparisons.
+const REMOUNT_EVERY: usize = 3;
+
+#[test]
+fn lamina_behaves_as_a_plain_directory() {
+    needs_root!();
+    for seed in seeds(12) {
+        check(seed, &[Kind::Native, Kind::Overlayfs, Kind::LaminaDirs, Kind::LaminaImage]);
+    }
+}
+
+#[test]
+fn the_harness_finds_kernel_overlayfs_and_a_plain_directory_alike() {
+    needs_root!();
+    for seed in seeds(4) {
+        check(seed, &[Kind::Native, Kind::Overlayfs]);
+    }
+}
+
+fn seeds(default_count: u64) -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let first = number("LAMINA_DIFFERENTIAL_SEED").unwrap_or(1);
+    first..first + number("LAMINA_DIFFERENTIAL_CASES").unwrap_or(default_count)
+}
+
+/// Runs the case of `seed` on `kinds`, and panics with a shortened one if they disagree.
+fn check(seed: u64, kinds: &'static [Kind]) {
+    let steps = steps(seed);
+    let Err(mut failure) = run_case(seed, kinds, &steps) else { return };
+    let mut shortest = steps;
+    shortest.truncate(failure.at + 1);
+    shorten(seed, kinds, &mut shortest, &mut failure);
+    let mut message = format!("seed {seed}, {kinds:?}: {}\nafter these steps:\n", failure.what);
+    for step in &shortest {
+        let _ = writeln!(message, "  {step}");
+    }
+    panic!("{message}");
+}
+
+/// Drops steps for as long as the case goes on failing, for a minute at most.
+fn shorten(seed: u64, kinds: &'static [Kind], steps: &mut Vec<Step>, failure: &mut Failure) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut chunk = steps.len().div_ceil(2);
+    while chunk > 0 {
+        let mut start = 0;
+        while start < steps.len() && Instant::now() < deadline {
+            let mut fewer = steps.clone();
+            fewer.drain(start..(start + chunk).min(steps.len()));
+            match run_case(seed, kinds, &fewer) {
+                Err(found) => {
+                    fewer.truncate(found.at + 1);
+                    *steps = fewer;
+                    *failure = found;
+                }
+                Ok(()) => start += chunk,
+            }
+        }
+        chunk /= 2;
+    }
+}
+
+fn steps(seed: u64) -> Vec<Step> {
+    let files = ["f0", "a/f1", "a/f1b", "a/f2", "a/deep/f3", "a/deep/er/f4", "b/f5", "b/sub/f6", "c/f7", "b/sparse", "b/linked"];
+    let more = ["a/deep/linked", "opaque/new/file", "only-top/f8", "replaced", "c/turns-dir/file", "c/fifo"];
+    let dirs = ["a", "a/deep", "a/deep/er", "b", "b/sub", "c", "c/turns-dir", "opaque", "opaque/new", "only-top", "empty"];
+    let links = ["a/link", "b/dirlink", "dangling"];
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let mut generator = Generator::new(seed, [owned(&files), owned(&more)].concat(), owned(&dirs), owned(&links));
+    (0..STEPS).map(|_| generator.step()).collect()
+}
+
+/// A disagreement: after which step, and what it was.
+struct Failure {
+    at: usize,
+    what: String,
+}
+
+/// Runs `steps` on fresh filesystems. Creating files obeys the umask, which is the process's.
+fn run_case(seed: u64, kinds: &'static [Kind], steps: &[Step]) -> Result<(), Failure> {
+    let sandbox = Sandbox::new("differential");
+    let lowers = lowers::make(&sandbox, seed);
+    let steps = steps.to_vec();
+    // A thread of its own, as steps change the thread's user.
+    let case = std::thread::spawn(move || {
+        rustix::thread::set_thread_groups(&[]).expect("dropping groups");
+        let mut sides: Vec<Side> = kinds.iter().map(|&kind| Side::new(kind, &sandbox, &lowers)).collect();
+        let result = run_steps(&mut sides, &steps);
+        sides.iter_mut().for_each(Side::unmount);
+        drop(sandbox);
+        result
+    });
+    match case.join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+fn run_steps(sides: &mut [Side], steps: &[Step]) -> Result<(), Failure> {
+    compare_trees(sides).map_err(|what| Failure { at: 0, what: format!("before any step: {what}") })?;
+    for (at, step) in steps.iter().enumerate() {
+        compare_outcomes(sides, step).map_err(|what| Failure { at, what })?;
+        if (at + 1) % COMPARE_EVERY == 0 || at + 1 == steps.len() {
+            let number = (at + 1) / COMPARE_EVERY;
+            compare_with_caches_gone(sides, number).map_err(|what| Failure { at, what })?;
+        }
+    }
+    Ok(())
+}
+
+fn compare_outcomes(sides: &mut [Side], step: &Step) -> Result<(), String> {
+    let outcomes: Vec<_> = sides.iter_mut().map(|side| (side.kind, step.apply(side))).collect();
+    let native = &outcomes[0].1;
+    let wrong = |(kind, outcome): &&(Kind, op::Outcome)| {
+        outcome != native && !known::is_known(*kind, &step.op, native, outcome)
+    };
+    match outcomes.iter().find(wrong) {
+        None => Ok(()),
+        Some((kind, _)) => {
+            let mut message = format!("{kind:?} answers otherwise to\n  {step}\n");
+            for (kind, outcome) in &outcomes {
+                let _ = writeln!(message, "    {kind:?}: {outcome:?}");
+            }
+            Err(message)
+        }
+    }
+}
+
+fn compare_with_caches_gone(sides: &mut [Side], number: usize) -> Result<(), String> {
+    compare_trees(sides)?;
+    std::fs::write("/proc/sys/vm/drop_caches", "2").expect("dropping the caches");
+    compare_trees(sides).map_err(|what| format!("with caches dropped: {what}"))?;
+    if number.is_multiple_of(REMOUNT_EVERY) {
+        // All sides, so that files open across the remount are closed on all of them.
+        sides.iter_mut().for_each(Side::remount);
+        compare_trees(sides).map_err(|what| format!("after a remount: {what}"))?;
+    }
+    Ok(())
+}
+
+fn compare_trees(sides: &[Side]) -> Result<(), String> {
+    let ignore = Ignore { mtime: false, dir_nlink: true, ino: true };
+    let native = sides[0].tree().with_recent_times_alike();
+    for side in &sides[1..] {
+        let mut lines = native.differences(&side.tree().with_recent_times_alike(), ignore);
+        lines.retain(|line| !known::is_known_of_trees(side.kind, line));
+        if !lines.is_empty() {
+            let shown = lines.into_iter().take(12).collect::<Vec<_>>().join("\n    ");
+            return Err(format!("{:?} (second) has another tree than the plain directory:\n    {shown}", side.kind));
+        }
+    }
+    Ok(())
+}
+
+impl Tree {
+    /// Files written during the test get one time, as no two sides write at the same moment.
+    fn with_recent_times_alike(mut self) -> Self {
+        self.map_times(|time| if time.0 > lowers::LOWER_TIME + 100_000_000 { (i64::MAX, 0) } else { time });
+        self
+    }
+}

@@ -1,0 +1,148 @@
+//! The filesystems that are compared, all with the same tree in them at the start.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::lowers::Lowers;
+use super::op::SLOTS;
+use crate::support::lamina::{Lamina, Mount};
+use crate::support::run;
+use crate::support::sandbox::Sandbox;
+use crate::support::tree::Tree;
+
+/// How a side holds the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A plain directory with a copy of the tree: says what POSIX and Linux say.
+    Native,
+    /// Kernel overlayfs over the lower directories.
+    Overlayfs,
+    /// Lamina over the lower directories.
+    LaminaDirs,
+    /// Lamina over an image made of the same layers.
+    LaminaImage,
+}
+
+/// One of the filesystems.
+pub struct Side {
+    pub kind: Kind,
+    path: PathBuf,
+    root: Option<OwnedFd>,
+    /// Files held open.
+    pub slots: [Option<File>; SLOTS],
+    mounting: Mounting,
+}
+
+enum Mounting {
+    Native,
+    Overlayfs { options: String },
+    Lamina { lamina: Lamina, options: Vec<String>, live: Option<Mount> },
+}
+
+impl Side {
+    /// Prepares a side of `kind` in `sandbox`, mounted.
+    pub fn new(kind: Kind, sandbox: &Sandbox, lowers: &Lowers) -> Self {
+        let name = format!("{kind:?}");
+        let path = sandbox.dir(&name);
+        let (upper, work) = (sandbox.join(format!("{name}-upper")), sandbox.join(format!("{name}-work")));
+        let mounting = match kind {
+            Kind::Native => {
+                copy_of_lowers(&path, sandbox, lowers);
+                Mounting::Native
+            }
+            Kind::Overlayfs => Mounting::Overlayfs {
+                options: format!("{},upperdir={},workdir={},index=on,redirect_dir=on,metacopy=off,xino=on", lowerdir(lowers), upper.display(), work.display()),
+            },
+            Kind::LaminaDirs => {
+                let lowers = lowers.dirs.iter().flat_map(|dir| ["--lower".to_owned(), dir.display().to_string()]);
+                lamina(sandbox, &upper, &work, lowers.collect())
+            }
+            Kind::LaminaImage => {
+                let side = lamina(sandbox, &upper, &work, vec!["case".to_owned()]);
+                if let Mounting::Lamina { lamina, .. } = &side {
+                    lamina.build("case", &lowers.archives);
+                }
+                side
+            }
+        };
+        if kind != Kind::Native {
+            // The root of a mount looks like the upper directory, so that starts as the lower's.
+            for dir in [&upper, &work] {
+                std::fs::create_dir(dir).unwrap();
+            }
+            run(Command::new("touch").arg("-r").arg(&lowers.dirs[0]).arg(&upper));
+        }
+        let mut side = Self { kind, path, root: None, slots: [const { None }; SLOTS], mounting };
+        side.mount();
+        side
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_ref().expect("mounted").as_fd()
+    }
+
+    /// A path on this side as seen from outside.
+    pub fn absolute(&self, path: &str) -> PathBuf {
+        self.path.join(path)
+    }
+
+    /// The whole tree.
+    pub fn tree(&self) -> Tree {
+        Tree::read(&self.path)
+    }
+
+    /// Closes everything, unmounts, and mounts again with the same upper.
+    pub fn remount(&mut self) {
+        self.unmount();
+        self.mount();
+    }
+
+    /// Closes everything and unmounts.
+    pub fn unmount(&mut self) {
+        self.slots = [const { None }; SLOTS];
+        self.root = None;
+        match &mut self.mounting {
+            Mounting::Native => {}
+            Mounting::Overlayfs { .. } => {
+                rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::empty()).unwrap();
+            }
+            Mounting::Lamina { live, .. } => live.take().into_iter().for_each(Mount::unmount),
+        }
+    }
+
+    fn mount(&mut self) {
+        match &mut self.mounting {
+            Mounting::Native => {}
+            Mounting::Overlayfs { options } => {
+                run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", options]).arg(&self.path));
+            }
+            Mounting::Lamina { lamina, options, live } => *live = Some(lamina.mount(options, &self.path)),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        self.root = Some(rustix::fs::open(&self.path, flags, Mode::empty()).unwrap());
+    }
+}
+
+fn lamina(sandbox: &Sandbox, upper: &Path, work: &Path, mut lowers: Vec<String>) -> Mounting {
+    let mut options = vec!["--upper".into(), upper.display().to_string(), "--work".into(), work.display().to_string()];
+    options.append(&mut lowers);
+    Mounting::Lamina { lamina: Lamina::new(sandbox), options, live: None }
+}
+
+fn lowerdir(lowers: &Lowers) -> String {
+    let dirs: Vec<String> = lowers.dirs.iter().map(|dir| dir.display().to_string()).collect();
+    format!("lowerdir={}", dirs.join(":"))
+}
+
+/// Fills `target` with what the lowers make together, as kernel overlayfs sees it.
+fn copy_of_lowers(target: &Path, sandbox: &Sandbox, lowers: &Lowers) {
+    let view = sandbox.dir("lowers-view");
+    run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &lowerdir(lowers)]).arg(&view));
+    run(Command::new("cp").arg("-aT").arg(&view).arg(target));
+    run(Command::new("umount").arg(&view));
+}

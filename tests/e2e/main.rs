@@ -1,0 +1,13 @@
+//! End-to-end tests: the `lamina` program driven as a user drives it, on real input.
+//!
+//! Most of them mount, so they want root; each says on standard error when it was skipped for the
+//! lack of it. `LAMINA_TEST_DIR` names the directory to work in (default: the system's temporary
+//! directory); it must be on a filesystem with extended attributes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bad_input;
+mod builds;
+mod differential;
+mod many_layers;
+mod real_image;
+mod support;
