@@ -48,3 +48,9 @@ pub fn is_known(kind: Kind, op: &Op, native: &Outcome, outcome: &Outcome) -> boo
 pub fn is_known_of_trees(kind: Kind, line: &str) -> bool {
     kind == Kind::Overlayfs && (line.contains("is listed as inode") || line.contains(": mtime: "))
 }
+
+/// What may differ between overlayfs and Lamina looking at the same upper: which names are one file
+/// when only some of them were copied up, which each of them remembers in its own way.
+pub fn is_known_of_uppers(line: &str) -> bool {
+    ["link count: ", "same inode as: ", "is listed as inode"].iter().any(|known| line.contains(known))
+}

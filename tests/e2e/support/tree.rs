@@ -108,6 +108,11 @@ impl Tree {
         self.nodes.values_mut().for_each(|node| node.mtime = change(node.mtime));
     }
 
+    /// Leaves out all extended attributes whose names start with `prefix`.
+    pub fn forget_xattrs(&mut self, prefix: &[u8]) {
+        self.nodes.values_mut().for_each(|node| node.xattrs.retain(|name, _| !name.starts_with(prefix)));
+    }
+
     /// Panics with the first differences unless the two are the same.
     #[track_caller]
     pub fn assert_same(&self, label: &str, other: &Self, other_label: &str, ignore: Ignore) {
