@@ -47,6 +47,7 @@ const KINDS: &[(usize, Make)] = &[
     (2, Generator::get_xattr),
     (2, Generator::list_xattr),
     (2, Generator::remove_xattr),
+    (2, Generator::set_acl),
     (6, Generator::list),
     (6, Generator::stat),
     (2, Generator::access),
@@ -311,6 +312,22 @@ impl Generator {
         let flags = *self.rng.pick(&[XattrFlags::empty(), XattrFlags::empty(), XattrFlags::CREATE, XattrFlags::REPLACE]);
         let length = *self.rng.pick(&[0, 1, 20, 600]);
         Op::SetXattr { path: self.any(), name: self.xattr(), value: self.rng.bytes(length), flags }
+    }
+
+    /// An access or default ACL that gives user 1000 something of its own.
+    fn set_acl(&mut self) -> Op {
+        let default = self.rng.chance(50);
+        let path = if default { self.dir() } else { self.any() };
+        let name = if default { "system.posix_acl_default" } else { "system.posix_acl_access" };
+        let mut value = 2u32.to_le_bytes().to_vec();
+        // Tags of linux/posix_acl.h: owner, one user, group, mask, others.
+        for (tag, id) in [(0x01u16, u32::MAX), (0x02, 1000), (0x04, u32::MAX), (0x10, u32::MAX), (0x20, u32::MAX)] {
+            let permissions = if tag == 1 { 7 } else { self.rng.below(8) as u16 };
+            value.extend_from_slice(&tag.to_le_bytes());
+            value.extend_from_slice(&permissions.to_le_bytes());
+            value.extend_from_slice(&id.to_le_bytes());
+        }
+        Op::SetXattr { path, name: name.to_owned(), value, flags: XattrFlags::empty() }
     }
 
     fn get_xattr(&mut self) -> Op {

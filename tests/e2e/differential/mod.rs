@@ -20,7 +20,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use generate::Generator;
-use op::Step;
+use op::{Op, Step};
 use side::{Kind, Side};
 
 use crate::support::needs_root;
@@ -29,9 +29,9 @@ use crate::support::tree::{Ignore, Tree};
 
 /// Operations of a case.
 const STEPS: usize = 400;
-/// Whole trees are compared after this many.
-const COMPARE_EVERY: usize = 40;
-/// Unions are remounted at every so many comparisons.
+/// Every so many of them is a comparison of whole trees.
+const CHECK_EVERY: usize = 40;
+/// Every so many comparisons come with a remount.
 const REMOUNT_EVERY: usize = 3;
 
 #[test]
@@ -70,9 +70,9 @@ fn check(seed: u64, kinds: &'static [Kind]) {
     panic!("{message}");
 }
 
-/// Drops steps for as long as the case goes on failing, for a minute at most.
+/// Drops steps for as long as the case goes on failing, for two minutes at most.
 fn shorten(seed: u64, kinds: &'static [Kind], steps: &mut Vec<Step>, failure: &mut Failure) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     let mut chunk = steps.len().div_ceil(2);
     while chunk > 0 {
         let mut start = 0;
@@ -99,7 +99,9 @@ fn steps(seed: u64) -> Vec<Step> {
     let links = ["a/link", "b/dirlink", "dangling"];
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let mut generator = Generator::new(seed, [owned(&files), owned(&more)].concat(), owned(&dirs), owned(&links));
-    (0..STEPS).map(|_| generator.step()).collect()
+    // Checks are steps too, so that a shortened case has them at the same places.
+    let check = |number: usize| Step { op: Op::Check { remount: number.is_multiple_of(REMOUNT_EVERY) }, as_user: false };
+    (1..=STEPS).map(|at| if at % CHECK_EVERY == 0 { check(at / CHECK_EVERY) } else { generator.step() }).collect()
 }
 
 /// A disagreement: after which step, and what it was.
@@ -132,13 +134,13 @@ fn run_case(seed: u64, kinds: &'static [Kind], steps: &[Step]) -> Result<(), Fai
 fn run_steps(sides: &mut [Side], steps: &[Step]) -> Result<(), Failure> {
     compare_trees(sides).map_err(|what| Failure { at: 0, what: format!("before any step: {what}") })?;
     for (at, step) in steps.iter().enumerate() {
-        compare_outcomes(sides, step).map_err(|what| Failure { at, what })?;
-        if (at + 1) % COMPARE_EVERY == 0 || at + 1 == steps.len() {
-            let number = (at + 1) / COMPARE_EVERY;
-            compare_with_caches_gone(sides, number).map_err(|what| Failure { at, what })?;
+        match step.op {
+            Op::Check { remount } => compare_with_caches_gone(sides, remount),
+            _ => compare_outcomes(sides, step),
         }
+        .map_err(|what| Failure { at, what })?;
     }
-    Ok(())
+    compare_trees(sides).map_err(|what| Failure { at: steps.len().saturating_sub(1), what })
 }
 
 /// An upper means the same to the kernel and to Lamina, whichever of them wrote it.
@@ -174,11 +176,11 @@ fn compare_outcomes(sides: &mut [Side], step: &Step) -> Result<(), String> {
     }
 }
 
-fn compare_with_caches_gone(sides: &mut [Side], number: usize) -> Result<(), String> {
+fn compare_with_caches_gone(sides: &mut [Side], remount: bool) -> Result<(), String> {
     compare_trees(sides)?;
     std::fs::write("/proc/sys/vm/drop_caches", "2").expect("dropping the caches");
     compare_trees(sides).map_err(|what| format!("with caches dropped: {what}"))?;
-    if number.is_multiple_of(REMOUNT_EVERY) {
+    if remount {
         // All sides, so that files open across the remount are closed on all of them.
         sides.iter_mut().for_each(Side::remount);
         compare_trees(sides).map_err(|what| format!("after a remount: {what}"))?;

@@ -68,6 +68,8 @@ pub enum Op {
     SlotSync { slot: usize },
     /// Gives an open, perhaps nameless, file a name again.
     SlotLink { slot: usize, to: String },
+    /// Not an operation: compare the whole trees, with the caches dropped, perhaps after a remount.
+    Check { remount: bool },
 }
 
 /// An operation and who asks for it.
@@ -83,7 +85,12 @@ impl fmt::Display for Step {
         if self.as_user {
             out.write_str("[uid 1000] ")?;
         }
-        write!(out, "{:?}", self.op)
+        let mut text = format!("{:?}", self.op);
+        if let Some((end, _)) = text.char_indices().nth(240) {
+            text.truncate(end);
+            text.push('…'); // a long value; the seed has it all
+        }
+        out.write_str(&text)
     }
 }
 
@@ -265,6 +272,10 @@ impl Side {
             other => unreachable!("{other:?} is not about an open file"),
         };
         let Some(file) = &self.slots[slot] else { return Err(Errno::BADF) };
+        let is_file = rustix::fs::fstat(file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+        if !is_file && matches!(op, Op::SlotChmod { .. } | Op::SlotXattr { .. }) {
+            return Err(Errno::INVAL); // overlayfs gives a removed fifo its name back
+        }
         match op {
             Op::SlotRead { offset, length, .. } => read(file, *offset, *length),
             Op::SlotWrite { offset, length, seed, .. } => write(file, *offset, *length, *seed),
