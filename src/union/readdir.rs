@@ -221,7 +221,7 @@ impl Union {
         }
         let _entries = dir.entries.read();
         let resolved = self.resolve(dir, &entry.name)?;
-        Ok(resolved.map(|resolved| self.number_of(&resolved)))
+        Ok(resolved.map(|resolved| self.known_number(&resolved)))
     }
 
     /// All entries of a directory, remembered until it changes.

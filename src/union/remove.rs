@@ -98,7 +98,7 @@ impl Union {
         let resolved = self
             .resolve(&dir, name)?
             .ok_or_else(|| FsError::from(Errno::NOENT))?;
-        if self.number_of(&resolved) != victim.number {
+        if self.known_number(&resolved) != victim.number {
             return Err(Errno::BUSY.into());
         }
         if !self.build_listing(&victim)?.is_empty() {

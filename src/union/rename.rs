@@ -219,29 +219,17 @@ impl Union {
         let Some(source) = self.resolve(from.dir, from.name)? else {
             return Ok(None);
         };
-        if source.upper.is_none() || self.node_of(&source) != Some(plan.source.number) {
+        if source.upper.is_none() || self.known_number(&source) != plan.source.number {
             return Ok(None);
         }
         match (self.resolve(to.dir, to.name)?, &plan.target) {
             (None, None) => Ok(Some(false)),
-            (Some(found), Some(target)) if self.node_of(&found) == Some(target.node.number) => {
+            (Some(found), Some(target)) if self.known_number(&found) == target.node.number => {
                 // Copied up since the plan was made: as good.
                 Ok(Some(found.upper.is_some() || target.in_upper))
             }
             _ => Ok(None),
         }
-    }
-
-    /// The number of the node a name means: its own where two objects claim one.
-    fn node_of(&self, found: &Resolved) -> Option<Number> {
-        let number = self.number_of(found);
-        let upper = found.upper.as_ref().map(|entry| entry.attr.ino);
-        let node = self.table.get(number)?;
-        let same = upper.is_none() || node.state.read().upper == upper;
-        if same {
-            return Some(number);
-        }
-        upper.map(|ino| Number::new(Number::SPACE_UPPER, ino))
     }
 
     fn replace(

@@ -10,7 +10,6 @@ use super::{Target, Union};
 use crate::attr::{Attr, Kind};
 use crate::error::{FsError, FsResult};
 use crate::lower::{Found, LowerObject, LowerRef, Number};
-use crate::upper::mark::NodeMark;
 use crate::upper::{UpperEntry, UpperFound};
 
 /// Longest name of a directory entry in bytes (`NAME_MAX`).
@@ -306,6 +305,22 @@ impl Union {
         }
     }
 
+    /// The number an object is known by: its own where another object has the one it claims, as in
+    /// an upper that was copied with its marks, or made by hand.
+    pub(super) fn known_number(&self, resolved: &Resolved) -> Number {
+        let number = self.number_of(resolved);
+        let Some(entry) = &resolved.upper else {
+            return number;
+        };
+        let ino = entry.attr.ino;
+        match self.table.get(number) {
+            Some(node) if node.kind != resolved.kind || node.state.read().upper != Some(ino) => {
+                Number::new(Number::SPACE_UPPER, ino)
+            }
+            _ => number,
+        }
+    }
+
     /// The node of what a name means. The caller holds `dir.entries`.
     pub(super) fn intern(
         &self,
@@ -314,40 +329,21 @@ impl Union {
         resolved: Resolved,
         counted: bool,
     ) -> Arc<Node> {
-        let number = self.number_of(&resolved);
-        let upper = resolved.upper.as_ref().map(|entry| entry.attr.ino);
-        let mark = resolved
-            .upper
-            .map(|entry| entry.marks.node)
-            .unwrap_or_default();
-        let kind = resolved.kind;
-        let state = |mark: NodeMark, lowers: LowerParts| State {
-            upper,
-            lowers,
-            mark,
+        let number = self.known_number(&resolved);
+        let state = State {
+            upper: resolved.upper.as_ref().map(|entry| entry.attr.ino),
+            lowers: resolved.lowers,
+            mark: resolved
+                .upper
+                .map(|entry| entry.marks.node)
+                .unwrap_or_default(),
             ..State::default()
         };
-        if let Some(node) = self.table.get(number)
-            && !self.is_same(&node, kind, upper)
-        {
-            // Two objects claim one number: an upper that was copied with its marks, or made by
-            // hand. The second is known by its own number.
-            let own = Number::new(Number::SPACE_UPPER, upper.unwrap_or(number.0));
-            let new = Node::new(own, kind, state(mark, resolved.lowers));
-            let node = self.table.get_or_insert(new, counted);
-            node.add_name(dir, name);
-            return node;
-        }
-        let new = Node::new(number, kind, state(mark, resolved.lowers));
-        let node = self.table.get_or_insert(new, counted);
+        let node = self
+            .table
+            .get_or_insert(Node::new(number, resolved.kind, state), counted);
         node.add_name(dir, name);
         node
-    }
-
-    /// Whether a node is the object that was found, with the upper inode `upper`.
-    fn is_same(&self, node: &Node, kind: Kind, upper: Option<u64>) -> bool {
-        let state = node.state.read();
-        node.kind == kind && (upper.is_none() || state.upper == upper)
     }
 
     /// The node of a number, made if it was an untouched image inode until now.

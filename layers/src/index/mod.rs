@@ -29,6 +29,8 @@ pub use build::{BuildError, BuildNode, Builder, Content, Meta};
 pub use entries::{Entries, Entry, Names};
 pub use error::IndexError;
 pub use inode::{Data, Inode};
+#[doc(hidden)]
+pub use layout::seal;
 pub use merge::{MergeError, merge, merge_to};
 pub use view::{Index, IndexKind, IndexStats, Ino};
 pub use xattrs::Xattrs;
