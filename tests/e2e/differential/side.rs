@@ -42,8 +42,14 @@ pub struct Side {
 
 enum Mounting {
     Native,
-    Overlayfs { options: String },
-    Lamina { lamina: Lamina, options: Vec<String>, live: Option<Mount> },
+    Overlayfs {
+        options: String,
+    },
+    Lamina {
+        lamina: Lamina,
+        options: Vec<String>,
+        live: Option<Mount>,
+    },
 }
 
 impl Side {
@@ -51,7 +57,10 @@ impl Side {
     pub fn new(kind: Kind, sandbox: &Sandbox, lowers: &Lowers) -> Self {
         let name = format!("{kind:?}");
         let path = sandbox.dir(&name);
-        let (upper, work) = (sandbox.join(format!("{name}-upper")), sandbox.join(format!("{name}-work")));
+        let (upper, work) = (
+            sandbox.join(format!("{name}-upper")),
+            sandbox.join(format!("{name}-work")),
+        );
         let program = Lamina::new(sandbox);
         let mounting = match kind {
             Kind::Native => {
@@ -73,9 +82,21 @@ impl Side {
             for dir in [&upper, &work] {
                 std::fs::create_dir(dir).unwrap();
             }
-            run(Command::new("touch").arg("-r").arg(&lowers.dirs[0]).arg(&upper));
+            run(Command::new("touch")
+                .arg("-r")
+                .arg(&lowers.dirs[0])
+                .arg(&upper));
         }
-        let mut side = Self { kind, path, root: None, slots: [const { None }; SLOTS], mounting, program, upper, lowers: lowers.dirs.clone() };
+        let mut side = Self {
+            kind,
+            path,
+            root: None,
+            slots: [const { None }; SLOTS],
+            mounting,
+            program,
+            upper,
+            lowers: lowers.dirs.clone(),
+        };
         side.mount();
         side
     }
@@ -122,7 +143,12 @@ impl Side {
         let other = match kind {
             // The index, which joins names that were not copied up, belongs to the work directory.
             Kind::Overlayfs => overlayfs(&self.upper, &work, &self.lowers, "index=off"),
-            _ => lamina(self.program.clone(), &self.upper, &work, lower_options(&self.lowers)),
+            _ => lamina(
+                self.program.clone(),
+                &self.upper,
+                &work,
+                lower_options(&self.lowers),
+            ),
         };
         let own = std::mem::replace(&mut self.mounting, other);
         self.mount();
@@ -136,9 +162,15 @@ impl Side {
         match &mut self.mounting {
             Mounting::Native => {}
             Mounting::Overlayfs { options } => {
-                run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", options]).arg(&self.path));
+                run(Command::new("mount")
+                    .args(["-t", "overlay", "overlay", "-o", options])
+                    .arg(&self.path));
             }
-            Mounting::Lamina { lamina, options, live } => *live = Some(lamina.mount(options, &self.path)),
+            Mounting::Lamina {
+                lamina,
+                options,
+                live,
+            } => *live = Some(lamina.mount(options, &self.path)),
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         self.root = Some(rustix::fs::open(&self.path, flags, Mode::empty()).unwrap());
@@ -148,17 +180,34 @@ impl Side {
 fn overlayfs(upper: &Path, work: &Path, lowers: &[PathBuf], index: &str) -> Mounting {
     let (upper, work) = (upper.display(), work.display());
     let features = format!("{index},redirect_dir=on,metacopy=off,xino=on");
-    Mounting::Overlayfs { options: format!("{},upperdir={upper},workdir={work},{features}", lowerdir(lowers)) }
+    Mounting::Overlayfs {
+        options: format!(
+            "{},upperdir={upper},workdir={work},{features}",
+            lowerdir(lowers)
+        ),
+    }
 }
 
 fn lower_options(lowers: &[PathBuf]) -> Vec<String> {
-    lowers.iter().flat_map(|dir| ["--lower".to_owned(), dir.display().to_string()]).collect()
+    lowers
+        .iter()
+        .flat_map(|dir| ["--lower".to_owned(), dir.display().to_string()])
+        .collect()
 }
 
 fn lamina(program: Lamina, upper: &Path, work: &Path, mut lowers: Vec<String>) -> Mounting {
-    let mut options = vec!["--upper".into(), upper.display().to_string(), "--work".into(), work.display().to_string()];
+    let mut options = vec![
+        "--upper".into(),
+        upper.display().to_string(),
+        "--work".into(),
+        work.display().to_string(),
+    ];
     options.append(&mut lowers);
-    Mounting::Lamina { lamina: program, options, live: None }
+    Mounting::Lamina {
+        lamina: program,
+        options,
+        live: None,
+    }
 }
 
 fn lowerdir(lowers: &[PathBuf]) -> String {
@@ -169,7 +218,9 @@ fn lowerdir(lowers: &[PathBuf]) -> String {
 /// Fills `target` with what the lowers make together, as kernel overlayfs sees it.
 fn copy_of_lowers(target: &Path, sandbox: &Sandbox, lowers: &Lowers) {
     let view = sandbox.dir("lowers-view");
-    run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &lowerdir(&lowers.dirs)]).arg(&view));
+    run(Command::new("mount")
+        .args(["-t", "overlay", "overlay", "-o", &lowerdir(&lowers.dirs)])
+        .arg(&view));
     run(Command::new("cp").arg("-aT").arg(&view).arg(target));
     run(Command::new("umount").arg(&view));
 }
