@@ -35,15 +35,25 @@ fn contents(store: &Path) -> Vec<PathBuf> {
 
 /// Whether anything lies in a store's staging area.
 fn staged(store: &Path) -> Vec<PathBuf> {
-    contents(store).into_iter().filter(|path| path.starts_with("staging")).collect()
+    contents(store)
+        .into_iter()
+        .filter(|path| path.starts_with("staging"))
+        .collect()
 }
 
 /// A layer of many small and some large files.
 fn some_layer(sandbox: &Sandbox, name: &str, seed: u8) -> PathBuf {
     let mut archive = Archive::new(sandbox, name).dir("dir", 0o755);
     for file in 0..400 {
-        let size = if file % 50 == 0 { 2 << 20 } else { 700 + file * 10 };
-        archive = archive.file(&format!("dir/{file}"), &noise(seed.wrapping_add(file as u8), size));
+        let size = if file % 50 == 0 {
+            2 << 20
+        } else {
+            700 + file * 10
+        };
+        archive = archive.file(
+            &format!("dir/{file}"),
+            &noise(seed.wrapping_add(file as u8), size),
+        );
     }
     archive.finish()
 }
@@ -58,7 +68,13 @@ fn a_killed_build_leaves_nothing_that_the_next_does_not_clear() {
     let lamina = Lamina::new(&sandbox);
     for delay in [1, 3, 6, 10, 15, 25, 40, 60, 90, 130] {
         let mut command = lamina.command(["layer", "build", "-t", "image"]);
-        let mut child = command.arg(&layer).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command
+            .arg(&layer)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(delay));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -71,8 +87,18 @@ fn a_killed_build_leaves_nothing_that_the_next_does_not_clear() {
     assert_eq!(staged(lamina.store()), Vec::<PathBuf>::new());
     assert_eq!(contents(lamina.store()), contents(reference.store()));
     let same = |store: &Path| Tree::read_except(store, &[b"mounts", b"leases", b"staging"]);
-    let lines = same(reference.store()).differences(&same(lamina.store()), Ignore { mtime: true, dir_nlink: false, ino: true });
-    let important: Vec<_> = lines.iter().filter(|line| line.starts_with("/objects") || line.ends_with("index")).collect();
+    let lines = same(reference.store()).differences(
+        &same(lamina.store()),
+        Ignore {
+            mtime: true,
+            dir_nlink: false,
+            ino: true,
+        },
+    );
+    let important: Vec<_> = lines
+        .iter()
+        .filter(|line| line.starts_with("/objects") || line.ends_with("index"))
+        .collect();
     assert!(important.is_empty(), "{important:#?}");
 }
 
@@ -84,7 +110,13 @@ fn builds_of_the_same_layer_at_once_all_succeed() {
     let children: Vec<_> = (0..4)
         .map(|number| {
             let mut command = lamina.command(["layer", "build", "-t", &format!("image{number}")]);
-            command.arg(&layer).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            command
+                .arg(&layer)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
         })
         .collect();
     let said: Vec<_> = children
@@ -95,9 +127,15 @@ fn builds_of_the_same_layer_at_once_all_succeed() {
             result.stdout
         })
         .collect();
-    assert!(said.windows(2).all(|pair| pair[0] == pair[1]), "they print different digests");
+    assert!(
+        said.windows(2).all(|pair| pair[0] == pair[1]),
+        "they print different digests"
+    );
     assert_eq!(staged(lamina.store()), Vec::<PathBuf>::new());
-    let layers = contents(lamina.store()).iter().filter(|path| path.ends_with("layer.json")).count();
+    let layers = contents(lamina.store())
+        .iter()
+        .filter(|path| path.ends_with("layer.json"))
+        .count();
     assert_eq!(layers, 1);
 }
 
@@ -106,20 +144,39 @@ fn a_full_disk_is_reported_and_leaves_the_store_as_it_was() {
     needs_root!();
     let sandbox = Sandbox::new("full");
     let disk = sandbox.dir("disk");
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(&disk));
+    run(Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+        .arg(&disk));
     let lamina = Lamina::new(&sandbox).with_store(&disk.join("store"));
-    let small = Archive::new(&sandbox, "small.tar").file("small", &noise(1, 100_000)).finish();
+    let small = Archive::new(&sandbox, "small.tar")
+        .file("small", &noise(1, 100_000))
+        .finish();
     lamina.build("small", std::slice::from_ref(&small));
     let before = contents(lamina.store());
 
     let large = some_layer(&sandbox, "large.tar", 3);
-    let message = lamina.fails(1, ["layer", "build", "-t", "large", large.to_str().unwrap()]);
+    let message = lamina.fails(
+        1,
+        ["layer", "build", "-t", "large", large.to_str().unwrap()],
+    );
     assert!(message.contains("No space left"), "{message}");
-    assert_eq!(contents(lamina.store()), before, "a failed build left something");
+    assert_eq!(
+        contents(lamina.store()),
+        before,
+        "a failed build left something"
+    );
 
-    let other = Archive::new(&sandbox, "other.tar").file("other", &noise(2, 100_000)).finish();
+    let other = Archive::new(&sandbox, "other.tar")
+        .file("other", &noise(2, 100_000))
+        .finish();
     lamina.build("other", &[other]);
-    assert_eq!(lamina.build("small", &[small]).lines().count(), lamina.build("small", &[sandbox.join("small.tar")]).lines().count());
+    assert_eq!(
+        lamina.build("small", &[small]).lines().count(),
+        lamina
+            .build("small", &[sandbox.join("small.tar")])
+            .lines()
+            .count()
+    );
 }
 
 #[test]
@@ -135,9 +192,20 @@ fn memory_is_bounded_whatever_the_size_of_a_layer() {
     );
     run(tar.current_dir(sandbox.path()));
     let mut limited = Command::new("prlimit");
-    limited.arg("--data=250000000").arg(env!("CARGO_BIN_EXE_lamina")).args(["layer", "build", "-t", "big"]);
-    let result = output(limited.arg(sandbox.join("big.tar.zst")).env("LAMINA_STORE", lamina.store()));
-    assert!(result.status.success(), "with 250 MB of memory: {}", describe(&result));
+    limited
+        .arg("--data=250000000")
+        .arg(env!("CARGO_BIN_EXE_lamina"))
+        .args(["layer", "build", "-t", "big"]);
+    let result = output(
+        limited
+            .arg(sandbox.join("big.tar.zst"))
+            .env("LAMINA_STORE", lamina.store()),
+    );
+    assert!(
+        result.status.success(),
+        "with 250 MB of memory: {}",
+        describe(&result)
+    );
 }
 
 #[test]
@@ -152,9 +220,19 @@ fn every_compression_gives_the_same_layer() {
         pack(program, &layer, &packed);
         assert_eq!(lamina.build("plain", &[packed]), plain, "{program}");
     }
-    let mut from_pipe = Lamina::new(&sandbox).with_store(&sandbox.join("store-pipe")).command(["layer", "build", "-t", "plain", "-"]);
-    let result = from_pipe.stdin(fs::File::open(&layer).unwrap()).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&result.stdout), plain, "from a pipe: {}", describe(&result));
+    let mut from_pipe = Lamina::new(&sandbox)
+        .with_store(&sandbox.join("store-pipe"))
+        .command(["layer", "build", "-t", "plain", "-"]);
+    let result = from_pipe
+        .stdin(fs::File::open(&layer).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&result.stdout),
+        plain,
+        "from a pipe: {}",
+        describe(&result)
+    );
 }
 
 #[test]
@@ -168,7 +246,13 @@ fn building_again_adds_nothing() {
     assert_eq!(contents(lamina.store()), before);
     // One object per distinct content, shared by the layers above.
     lamina.build("debian", &layers);
-    let objects = contents(lamina.store()).iter().filter(|path| path.starts_with("objects")).count();
+    let objects = contents(lamina.store())
+        .iter()
+        .filter(|path| path.starts_with("objects"))
+        .count();
     let files: usize = 13_000;
-    assert!(objects < files, "{objects} objects for fewer than {files} files");
+    assert!(
+        objects < files,
+        "{objects} objects for fewer than {files} files"
+    );
 }

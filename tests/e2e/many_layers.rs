@@ -45,14 +45,23 @@ fn four_hundred_layers_make_one_tree() {
     let mounted = Tree::read(mount.path());
     // The archives say nothing of the root directory, so tar leaves its attributes to mkdir.
     let root_apart = |tree: &Tree| {
-        tree.differences(&mounted, Ignore { mtime: false, ..Ignore::OTHER_FILESYSTEM })
-            .into_iter()
-            .filter(|line| !line.starts_with("/: "))
-            .collect::<Vec<_>>()
+        tree.differences(
+            &mounted,
+            Ignore {
+                mtime: false,
+                ..Ignore::OTHER_FILESYSTEM
+            },
+        )
+        .into_iter()
+        .filter(|line| !line.starts_with("/: "))
+        .collect::<Vec<_>>()
     };
     assert_eq!(root_apart(&expected), Vec::<String>::new());
     fs::write(mount.path().join("d0/layer0-file0"), "changed").unwrap();
-    assert_eq!(fs::read_to_string(mount.path().join("d0/layer0-file0")).unwrap(), "changed");
+    assert_eq!(
+        fs::read_to_string(mount.path().join("d0/layer0-file0")).unwrap(),
+        "changed"
+    );
     mount.unmount();
 }
 
@@ -87,7 +96,10 @@ fn a_directory_of_a_hundred_thousand_files_lists_each_once() {
     for file in 0..100_000 {
         let removed = file % 1000 == 1 && file < 50_000;
         let name = format!("{file:06}");
-        assert!(removed || seen.binary_search(&name).is_ok(), "{name} was never listed");
+        assert!(
+            removed || seen.binary_search(&name).is_ok(),
+            "{name} was never listed"
+        );
     }
     mount.unmount();
 }

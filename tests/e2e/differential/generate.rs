@@ -47,6 +47,7 @@ const KINDS: &[(usize, Make)] = &[
     (2, Generator::get_xattr),
     (2, Generator::list_xattr),
     (2, Generator::remove_xattr),
+    (2, Generator::set_acl),
     (6, Generator::list),
     (6, Generator::stat),
     (2, Generator::access),
@@ -63,14 +64,28 @@ const KINDS: &[(usize, Make)] = &[
     (1, Generator::slot_link),
 ];
 
-const NAMES: &[&str] = &["f1", "f2", "n1", "n2", "n3", "x", "sub", "deep", "gone", "hidden", "opaque", "linked", "new"];
+const NAMES: &[&str] = &[
+    "f1", "f2", "n1", "n2", "n3", "x", "sub", "deep", "gone", "hidden", "opaque", "linked", "new",
+];
 
-const XATTRS: &[&str] = &["user.one", "user.two", "user.dir", "trusted.root", "security.test", "user.overlay.fake"];
+const XATTRS: &[&str] = &[
+    "user.one",
+    "user.two",
+    "user.dir",
+    "trusted.root",
+    "security.test",
+    "user.overlay.fake",
+];
 
 impl Generator {
     /// A generator for `seed` that knows the paths of the starting tree.
     pub fn new(seed: u64, files: Vec<String>, dirs: Vec<String>, links: Vec<String>) -> Self {
-        Self { rng: Rng::new(seed ^ 0x5EED), files, dirs, links }
+        Self {
+            rng: Rng::new(seed ^ 0x5EED),
+            files,
+            dirs,
+            links,
+        }
     }
 
     /// The next step.
@@ -85,7 +100,10 @@ impl Generator {
             }
             choice -= weight;
         };
-        Step { op: make(self), as_user: self.rng.chance(15) }
+        Step {
+            op: make(self),
+            as_user: self.rng.chance(15),
+        }
     }
 
     fn fresh(&mut self) -> String {
@@ -97,7 +115,11 @@ impl Generator {
     }
 
     fn dir(&mut self) -> String {
-        if self.dirs.is_empty() { "a".into() } else { self.rng.pick(&self.dirs).clone() }
+        if self.dirs.is_empty() {
+            "a".into()
+        } else {
+            self.rng.pick(&self.dirs).clone()
+        }
     }
 
     fn file(&mut self) -> String {
@@ -143,7 +165,9 @@ impl Generator {
     }
 
     fn offset(&mut self) -> u64 {
-        *self.rng.pick(&[0, 1, 100, 4095, 4096, 10_000, 131_072, 300_000])
+        *self
+            .rng
+            .pick(&[0, 1, 100, 4095, 4096, 10_000, 131_072, 300_000])
     }
 
     fn seed(&mut self) -> u8 {
@@ -151,20 +175,42 @@ impl Generator {
     }
 
     fn mode(&mut self) -> u32 {
-        *self.rng.pick(&[0o644, 0o600, 0o755, 0o777, 0o000, 0o4755, 0o2755, 0o1777, 0o6777, 0o2644, 0o444])
+        *self.rng.pick(&[
+            0o644, 0o600, 0o755, 0o777, 0o000, 0o4755, 0o2755, 0o1777, 0o6777, 0o2644, 0o444,
+        ])
     }
 
     fn id(&mut self) -> Option<u32> {
-        *self.rng.pick(&[None, Some(0), Some(1000), Some(1000), Some(2000)])
+        *self
+            .rng
+            .pick(&[None, Some(0), Some(1000), Some(1000), Some(2000)])
     }
 
     fn write_op(&mut self, path: String, flags: OFlags) -> Op {
-        let (offset, length) = (if self.rng.chance(50) { 0 } else { self.offset() }, self.length());
-        Op::Write { path, flags, mode: self.mode(), offset, length, seed: self.seed() }
+        let (offset, length) = (
+            if self.rng.chance(50) {
+                0
+            } else {
+                self.offset()
+            },
+            self.length(),
+        );
+        Op::Write {
+            path,
+            flags,
+            mode: self.mode(),
+            offset,
+            length,
+            seed: self.seed(),
+        }
     }
 
     fn create(&mut self) -> Op {
-        let path = if self.rng.chance(80) { self.fresh() } else { self.any() };
+        let path = if self.rng.chance(80) {
+            self.fresh()
+        } else {
+            self.any()
+        };
         self.files.push(path.clone());
         self.write_op(path, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
     }
@@ -176,7 +222,12 @@ impl Generator {
 
     fn overwrite(&mut self) -> Op {
         let path = self.file();
-        let flags = *self.rng.pick(&[OFlags::WRONLY, OFlags::RDWR, OFlags::WRONLY.union(OFlags::TRUNC), OFlags::WRONLY.union(OFlags::CREATE)]);
+        let flags = *self.rng.pick(&[
+            OFlags::WRONLY,
+            OFlags::RDWR,
+            OFlags::WRONLY.union(OFlags::TRUNC),
+            OFlags::WRONLY.union(OFlags::CREATE),
+        ]);
         self.write_op(path, flags)
     }
 
@@ -186,11 +237,18 @@ impl Generator {
     }
 
     fn read(&mut self) -> Op {
-        Op::Read { path: self.file(), offset: self.offset() / 2, length: 1 << 20 }
+        Op::Read {
+            path: self.file(),
+            offset: self.offset() / 2,
+            length: 1 << 20,
+        }
     }
 
     fn truncate(&mut self) -> Op {
-        Op::Truncate { path: self.file(), length: self.offset() }
+        Op::Truncate {
+            path: self.file(),
+            length: self.offset(),
+        }
     }
 
     fn segments(&mut self) -> Op {
@@ -204,12 +262,23 @@ impl Generator {
             FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE),
             FallocateFlags::ZERO_RANGE,
         ]);
-        Op::Fallocate { path: self.file(), flags, offset: self.offset(), length: 1 + self.length() as u64 }
+        Op::Fallocate {
+            path: self.file(),
+            flags,
+            offset: self.offset(),
+            length: 1 + self.length() as u64,
+        }
     }
 
     fn copy_range(&mut self) -> Op {
         let (from, to) = (self.file(), self.file());
-        Op::CopyRange { from, to, offset_in: self.offset() / 4, offset_out: self.offset(), length: self.length() }
+        Op::CopyRange {
+            from,
+            to,
+            offset_in: self.offset() / 4,
+            offset_out: self.offset(),
+            length: self.length(),
+        }
     }
 
     fn fsync(&mut self) -> Op {
@@ -219,7 +288,10 @@ impl Generator {
     fn mkdir(&mut self) -> Op {
         let path = self.fresh();
         self.dirs.push(path.clone());
-        Op::Mkdir { path, mode: self.mode() | 0o700 }
+        Op::Mkdir {
+            path,
+            mode: self.mode() | 0o700,
+        }
     }
 
     fn mknod(&mut self) -> Op {
@@ -233,33 +305,61 @@ impl Generator {
             (FileType::BlockDevice, rustix::fs::makedev(7, 200)),
             (FileType::RegularFile, 0),
         ]);
-        Op::Mknod { path, kind, mode: self.mode(), device }
+        Op::Mknod {
+            path,
+            kind,
+            mode: self.mode(),
+            device,
+        }
     }
 
     fn symlink(&mut self) -> Op {
         let path = self.fresh();
         self.links.push(path.clone());
-        Op::Symlink { target: (*self.rng.pick(NAMES)).to_owned(), path }
+        Op::Symlink {
+            target: (*self.rng.pick(NAMES)).to_owned(),
+            path,
+        }
     }
 
     fn readlink(&mut self) -> Op {
-        Op::Readlink { path: if self.rng.chance(80) && !self.links.is_empty() { self.rng.pick(&self.links).clone() } else { self.any() } }
+        Op::Readlink {
+            path: if self.rng.chance(80) && !self.links.is_empty() {
+                self.rng.pick(&self.links).clone()
+            } else {
+                self.any()
+            },
+        }
     }
 
     fn link(&mut self) -> Op {
         let (from, to) = (self.file(), self.fresh());
         self.files.push(to.clone());
-        Op::Link { from, to, follow: self.rng.chance(20) }
+        Op::Link {
+            from,
+            to,
+            follow: self.rng.chance(20),
+        }
     }
 
     fn unlink(&mut self) -> Op {
-        let path = if self.rng.chance(90) { self.file() } else { self.any() };
+        let path = if self.rng.chance(90) {
+            self.file()
+        } else {
+            self.any()
+        };
         self.forget(&path);
         Op::Unlink { path }
     }
 
     fn rmdir(&mut self) -> Op {
-        Op::Rmdir { path: if self.rng.chance(90) { self.dir() } else { self.any() } }
+        Op::Rmdir {
+            path: if self.rng.chance(90) {
+                self.dir()
+            } else {
+                self.any()
+            },
+        }
     }
 
     fn remove_tree(&mut self) -> Op {
@@ -270,37 +370,71 @@ impl Generator {
 
     fn rename_file(&mut self) -> Op {
         let from = self.file();
-        let to = if self.rng.chance(60) { self.fresh() } else { self.file() };
+        let to = if self.rng.chance(60) {
+            self.fresh()
+        } else {
+            self.file()
+        };
         self.moved(&from, &to);
-        Op::Rename { from, to, flags: RenameFlags::empty() }
+        Op::Rename {
+            from,
+            to,
+            flags: RenameFlags::empty(),
+        }
     }
 
     fn rename_dir(&mut self) -> Op {
         let from = self.dir();
-        let to = if self.rng.chance(70) { self.fresh() } else { self.dir() };
+        let to = if self.rng.chance(70) {
+            self.fresh()
+        } else {
+            self.dir()
+        };
         if !to.starts_with(&format!("{from}/")) {
             self.moved(&from, &to);
         }
-        Op::Rename { from, to, flags: RenameFlags::empty() }
+        Op::Rename {
+            from,
+            to,
+            flags: RenameFlags::empty(),
+        }
     }
 
     fn rename_flagged(&mut self) -> Op {
         let (from, to) = (self.any(), self.any());
-        let flags = *self.rng.pick(&[RenameFlags::NOREPLACE, RenameFlags::EXCHANGE]);
+        let flags = *self
+            .rng
+            .pick(&[RenameFlags::NOREPLACE, RenameFlags::EXCHANGE]);
         Op::Rename { from, to, flags }
     }
 
     fn chmod(&mut self) -> Op {
-        Op::Chmod { path: self.any(), mode: self.mode() }
+        Op::Chmod {
+            path: self.any(),
+            mode: self.mode(),
+        }
     }
 
     fn chown(&mut self) -> Op {
-        Op::Chown { path: self.any(), uid: self.id(), gid: self.id(), follow: self.rng.chance(50) }
+        Op::Chown {
+            path: self.any(),
+            uid: self.id(),
+            gid: self.id(),
+            follow: self.rng.chance(50),
+        }
     }
 
     fn utimens(&mut self) -> Op {
-        let (seconds, nanoseconds) = (*self.rng.pick(&[0, 1_234_567_890, 1_577_000_000]), self.rng.below(1_000_000_000) as i64);
-        Op::Utimens { path: self.any(), seconds, nanoseconds, follow: self.rng.chance(50) }
+        let (seconds, nanoseconds) = (
+            *self.rng.pick(&[0, 1_234_567_890, 1_577_000_000]),
+            self.rng.below(1_000_000_000) as i64,
+        );
+        Op::Utimens {
+            path: self.any(),
+            seconds,
+            nanoseconds,
+            follow: self.rng.chance(50),
+        }
     }
 
     fn xattr(&mut self) -> String {
@@ -308,13 +442,61 @@ impl Generator {
     }
 
     fn set_xattr(&mut self) -> Op {
-        let flags = *self.rng.pick(&[XattrFlags::empty(), XattrFlags::empty(), XattrFlags::CREATE, XattrFlags::REPLACE]);
+        let flags = *self.rng.pick(&[
+            XattrFlags::empty(),
+            XattrFlags::empty(),
+            XattrFlags::CREATE,
+            XattrFlags::REPLACE,
+        ]);
         let length = *self.rng.pick(&[0, 1, 20, 600]);
-        Op::SetXattr { path: self.any(), name: self.xattr(), value: self.rng.bytes(length), flags }
+        Op::SetXattr {
+            path: self.any(),
+            name: self.xattr(),
+            value: self.rng.bytes(length),
+            flags,
+        }
+    }
+
+    /// An access or default ACL that gives user 1000 something of its own.
+    fn set_acl(&mut self) -> Op {
+        let default = self.rng.chance(50);
+        let path = if default { self.dir() } else { self.any() };
+        let name = if default {
+            "system.posix_acl_default"
+        } else {
+            "system.posix_acl_access"
+        };
+        let mut value = 2u32.to_le_bytes().to_vec();
+        // Tags of linux/posix_acl.h: owner, one user, group, mask, others.
+        for (tag, id) in [
+            (0x01u16, u32::MAX),
+            (0x02, 1000),
+            (0x04, u32::MAX),
+            (0x10, u32::MAX),
+            (0x20, u32::MAX),
+        ] {
+            let permissions = if tag == 1 {
+                7
+            } else {
+                self.rng.below(8) as u16
+            };
+            value.extend_from_slice(&tag.to_le_bytes());
+            value.extend_from_slice(&permissions.to_le_bytes());
+            value.extend_from_slice(&id.to_le_bytes());
+        }
+        Op::SetXattr {
+            path,
+            name: name.to_owned(),
+            value,
+            flags: XattrFlags::empty(),
+        }
     }
 
     fn get_xattr(&mut self) -> Op {
-        Op::GetXattr { path: self.any(), name: self.xattr() }
+        Op::GetXattr {
+            path: self.any(),
+            name: self.xattr(),
+        }
     }
 
     fn list_xattr(&mut self) -> Op {
@@ -322,19 +504,34 @@ impl Generator {
     }
 
     fn remove_xattr(&mut self) -> Op {
-        Op::RemoveXattr { path: self.any(), name: self.xattr() }
+        Op::RemoveXattr {
+            path: self.any(),
+            name: self.xattr(),
+        }
     }
 
     fn list(&mut self) -> Op {
-        Op::List { path: if self.rng.chance(90) { self.dir() } else { self.any() } }
+        Op::List {
+            path: if self.rng.chance(90) {
+                self.dir()
+            } else {
+                self.any()
+            },
+        }
     }
 
     fn stat(&mut self) -> Op {
-        Op::Stat { path: self.any(), follow: self.rng.chance(50) }
+        Op::Stat {
+            path: self.any(),
+            follow: self.rng.chance(50),
+        }
     }
 
     fn access(&mut self) -> Op {
-        Op::Access { path: self.any(), mode: self.rng.below(8) as u32 }
+        Op::Access {
+            path: self.any(),
+            mode: self.rng.below(8) as u32,
+        }
     }
 
     fn statfs(&mut self) -> Op {
@@ -346,8 +543,14 @@ impl Generator {
     }
 
     fn open(&mut self) -> Op {
-        let flags = *self.rng.pick(&[OFlags::RDONLY, OFlags::RDWR, OFlags::RDWR, OFlags::WRONLY]);
-        Op::Open { slot: self.slot(), path: self.any(), flags }
+        let flags = *self
+            .rng
+            .pick(&[OFlags::RDONLY, OFlags::RDWR, OFlags::RDWR, OFlags::WRONLY]);
+        Op::Open {
+            slot: self.slot(),
+            path: self.any(),
+            flags,
+        }
     }
 
     fn close(&mut self) -> Op {
@@ -355,15 +558,27 @@ impl Generator {
     }
 
     fn slot_read(&mut self) -> Op {
-        Op::SlotRead { slot: self.slot(), offset: self.offset() / 2, length: 1 << 20 }
+        Op::SlotRead {
+            slot: self.slot(),
+            offset: self.offset() / 2,
+            length: 1 << 20,
+        }
     }
 
     fn slot_write(&mut self) -> Op {
-        Op::SlotWrite { slot: self.slot(), offset: self.offset(), length: self.length(), seed: self.seed() }
+        Op::SlotWrite {
+            slot: self.slot(),
+            offset: self.offset(),
+            length: self.length(),
+            seed: self.seed(),
+        }
     }
 
     fn slot_truncate(&mut self) -> Op {
-        Op::SlotTruncate { slot: self.slot(), length: self.offset() }
+        Op::SlotTruncate {
+            slot: self.slot(),
+            length: self.offset(),
+        }
     }
 
     fn slot_stat(&mut self) -> Op {
@@ -371,11 +586,18 @@ impl Generator {
     }
 
     fn slot_chmod(&mut self) -> Op {
-        Op::SlotChmod { slot: self.slot(), mode: self.mode() }
+        Op::SlotChmod {
+            slot: self.slot(),
+            mode: self.mode(),
+        }
     }
 
     fn slot_xattr(&mut self) -> Op {
-        Op::SlotXattr { slot: self.slot(), name: self.xattr(), value: vec![self.seed(); 5] }
+        Op::SlotXattr {
+            slot: self.slot(),
+            name: self.xattr(),
+            value: vec![self.seed(); 5],
+        }
     }
 
     fn slot_sync(&mut self) -> Op {
@@ -385,6 +607,9 @@ impl Generator {
     fn slot_link(&mut self) -> Op {
         let to = self.fresh();
         self.files.push(to.clone());
-        Op::SlotLink { slot: self.slot(), to }
+        Op::SlotLink {
+            slot: self.slot(),
+            to,
+        }
     }
 }

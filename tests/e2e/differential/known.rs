@@ -1,6 +1,5 @@
 //! Where the sides may differ, and why. Everything else is a bug.
 
-
 use super::op::{Op, Outcome};
 use super::side::Kind;
 
@@ -26,19 +25,25 @@ const TABLE: &[Known] = &[
     },
     Known {
         who: OVERLAYFS,
-        applies: |op, native, outcome| matches!(op, Op::Segments { .. }) && native.is_ok() && outcome.is_ok(),
+        applies: |op, native, outcome| {
+            matches!(op, Op::Segments { .. }) && native.is_ok() && outcome.is_ok()
+        },
         reason: "overlayfs: a copy-up keeps holes only roughly",
     },
     Known {
         who: OVERLAYFS,
-        applies: |op, _, outcome| matches!(op, Op::SlotChmod { .. } | Op::SlotXattr { .. }) && outcome.is_err(),
+        applies: |op, _, outcome| {
+            matches!(op, Op::SlotChmod { .. } | Op::SlotXattr { .. }) && outcome.is_err()
+        },
         reason: "overlayfs: an open lower file that was removed cannot always be copied up any more",
     },
 ];
 
 /// Whether `kind` may answer `op` with `outcome` where a plain directory answers `native`.
 pub fn is_known(kind: Kind, op: &Op, native: &Outcome, outcome: &Outcome) -> bool {
-    TABLE.iter().any(|known| known.who.contains(&kind) && (known.applies)(op, native, outcome))
+    TABLE
+        .iter()
+        .any(|known| known.who.contains(&kind) && (known.applies)(op, native, outcome))
 }
 
 /// Whether `kind` may show `line` when its tree is compared with that of a plain directory.
@@ -47,4 +52,12 @@ pub fn is_known(kind: Kind, op: &Op, native: &Outcome, outcome: &Outcome) -> boo
 /// `stat` gives; a rename that fails may leave a new time on a directory it had copied up.
 pub fn is_known_of_trees(kind: Kind, line: &str) -> bool {
     kind == Kind::Overlayfs && (line.contains("is listed as inode") || line.contains(": mtime: "))
+}
+
+/// What may differ between overlayfs and Lamina looking at the same upper: which names are one file
+/// when only some of them were copied up, which each of them remembers in its own way.
+pub fn is_known_of_uppers(line: &str) -> bool {
+    ["link count: ", "same inode as: ", "is listed as inode"]
+        .iter()
+        .any(|known| line.contains(known))
 }

@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, mknodat, utimensat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, mknodat, utimensat,
+};
 
 use super::rng::Rng;
 use crate::support::layers::archive_of;
@@ -47,15 +49,46 @@ pub fn make(sandbox: &Sandbox, seed: u64) -> Lowers {
 
 type Fill = fn(&Path, Form, &mut Rng);
 
-fn bottom(root: &Path, form: Form, rng: &mut Rng) {
-    for dir in ["a", "a/deep", "a/deep/er", "b", "b/sub", "c", "gone", "replaced", "opaque", "opaque/under", "empty"] {
+fn bottom(root: &Path, _: Form, rng: &mut Rng) {
+    for dir in [
+        "a",
+        "a/deep",
+        "a/deep/er",
+        "b",
+        "b/sub",
+        "c",
+        "gone",
+        "replaced",
+        "opaque",
+        "opaque/under",
+        "empty",
+    ] {
         fs::create_dir(root.join(dir)).unwrap();
     }
-    for (count, path) in ["f0", "a/f1", "a/f2", "a/deep/f3", "a/deep/er/f4", "b/f5", "b/sub/f6", "c/f7"].iter().enumerate() {
+    for (count, path) in [
+        "f0",
+        "a/f1",
+        "a/f2",
+        "a/deep/f3",
+        "a/deep/er/f4",
+        "b/f5",
+        "b/sub/f6",
+        "c/f7",
+    ]
+    .iter()
+    .enumerate()
+    {
         let size = [0, 1, 300, 513, 4096, 70_000, 8_000, 200_000][(count + rng.below(8)) % 8];
         fs::write(root.join(path), rng.bytes(size)).unwrap();
     }
-    for path in ["gone/file", "replaced/file", "opaque/file", "opaque/under/file", "a/hidden", "c/turns-dir"] {
+    for path in [
+        "gone/file",
+        "replaced/file",
+        "opaque/file",
+        "opaque/under/file",
+        "a/hidden",
+        "c/turns-dir",
+    ] {
         fs::write(root.join(path), path).unwrap();
     }
     let sparse = fs::File::create(root.join("b/sparse")).unwrap();
@@ -66,7 +99,14 @@ fn bottom(root: &Path, form: Form, rng: &mut Rng) {
     std::os::unix::fs::symlink("f1", root.join("a/link")).unwrap();
     std::os::unix::fs::symlink("../a/deep", root.join("b/dirlink")).unwrap();
     std::os::unix::fs::symlink("nothing", root.join("dangling")).unwrap();
-    mknodat(CWD, root.join("c/fifo"), FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
+    mknodat(
+        CWD,
+        root.join("c/fifo"),
+        FileType::Fifo,
+        Mode::from_raw_mode(0o640),
+        0,
+    )
+    .unwrap();
     set_mode(root, "a/f1", 0o4755);
     set_mode(root, "a/deep/f3", 0o600);
     set_mode(root, "b", 0o1777);
@@ -79,15 +119,31 @@ fn bottom(root: &Path, form: Form, rng: &mut Rng) {
     set_xattr(root, "a/f1", "user.binary", &[0, 255, 10, 0]);
     set_xattr(root, "a/deep", "user.dir", b"on a directory");
     set_xattr(root, "c/fifo", "trusted.root", b"only");
-    settle(root, form, 0);
+    settle(root, 0);
 }
 
 fn top(root: &Path, form: Form, rng: &mut Rng) {
-    for dir in ["a", "a/deep", "b", "c", "c/turns-dir", "opaque", "opaque/new", "only-top"] {
+    for dir in [
+        "a",
+        "a/deep",
+        "b",
+        "c",
+        "c/turns-dir",
+        "opaque",
+        "opaque/new",
+        "only-top",
+    ] {
         fs::create_dir(root.join(dir)).unwrap();
     }
     let size = rng.below(5000);
-    for path in ["a/f1b", "a/deep/f3", "opaque/new/file", "only-top/f8", "replaced", "c/turns-dir/file"] {
+    for path in [
+        "a/f1b",
+        "a/deep/f3",
+        "opaque/new/file",
+        "only-top/f8",
+        "replaced",
+        "c/turns-dir/file",
+    ] {
         fs::write(root.join(path), rng.bytes(size)).unwrap();
     }
     whiteout(root, "gone", form);
@@ -98,7 +154,7 @@ fn top(root: &Path, form: Form, rng: &mut Rng) {
     set_owner(root, "c", 1000);
     set_mode(root, "a/deep", 0o711);
     set_xattr(root, "a/deep", "user.dir", b"the upper of the two");
-    settle(root, form, 1);
+    settle(root, 1);
 }
 
 fn whiteout(root: &Path, path: &str, form: Form) {
@@ -121,7 +177,11 @@ fn opaque(root: &Path, path: &str, form: Form) {
 }
 
 fn set_mode(root: &Path, path: &str, mode: u32) {
-    fs::set_permissions(root.join(path), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    fs::set_permissions(
+        root.join(path),
+        std::os::unix::fs::PermissionsExt::from_mode(mode),
+    )
+    .unwrap();
 }
 
 fn set_owner(root: &Path, path: &str, uid: u32) {
@@ -133,11 +193,11 @@ fn set_xattr(root: &Path, path: &str, name: &str, value: &[u8]) {
 }
 
 /// Gives everything in `dir` a time of its own in 2020, the same in both forms of a layer.
-fn settle(dir: &Path, form: Form, layer: i64) {
+fn settle(dir: &Path, layer: i64) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.symlink_metadata().unwrap().is_dir() {
-            settle(&path, form, layer);
+            settle(&path, layer);
         }
         set_time(&path, layer);
     }
@@ -145,9 +205,32 @@ fn settle(dir: &Path, form: Form, layer: i64) {
 }
 
 fn set_time(path: &Path, layer: i64) {
-    let name: i64 = path.file_name().map_or(0, |name| name.as_bytes().iter().map(|&byte| i64::from(byte)).sum());
-    let time = Timespec { tv_sec: LOWER_TIME + layer * 10_000 + name, tv_nsec: 123_456_000 + name };
-    let name_is_root = path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"lower") || name.as_bytes().starts_with(b"oci"));
-    let time = if name_is_root { Timespec { tv_sec: LOWER_TIME + layer, tv_nsec: 7 } } else { time };
-    utimensat(CWD, path, &Timestamps { last_access: time, last_modification: time }, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    let name: i64 = path.file_name().map_or(0, |name| {
+        name.as_bytes().iter().map(|&byte| i64::from(byte)).sum()
+    });
+    let time = Timespec {
+        tv_sec: LOWER_TIME + layer * 10_000 + name,
+        tv_nsec: 123_456_000 + name,
+    };
+    let name_is_root = path.file_name().is_some_and(|name| {
+        name.as_bytes().starts_with(b"lower") || name.as_bytes().starts_with(b"oci")
+    });
+    let time = if name_is_root {
+        Timespec {
+            tv_sec: LOWER_TIME + layer,
+            tv_nsec: 7,
+        }
+    } else {
+        time
+    };
+    utimensat(
+        CWD,
+        path,
+        &Timestamps {
+            last_access: time,
+            last_modification: time,
+        },
+        AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .unwrap();
 }

@@ -9,6 +9,7 @@
 //! `LAMINA_DIFFERENTIAL_CASES` sets how many cases are run (default 12), `LAMINA_DIFFERENTIAL_SEED`
 //! the first seed (default 1).
 
+mod apply;
 mod generate;
 mod known;
 mod lowers;
@@ -20,7 +21,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use generate::Generator;
-use op::Step;
+use op::{Op, Step};
 use side::{Kind, Side};
 
 use crate::support::needs_root;
@@ -29,16 +30,24 @@ use crate::support::tree::{Ignore, Tree};
 
 /// Operations of a case.
 const STEPS: usize = 400;
-/// Whole trees are compared after this many.
-const COMPARE_EVERY: usize = 40;
-/// Unions are remounted at every so many comparisons.
+/// Every so many of them is a comparison of whole trees.
+const CHECK_EVERY: usize = 40;
+/// Every so many comparisons come with a remount.
 const REMOUNT_EVERY: usize = 3;
 
 #[test]
 fn lamina_behaves_as_a_plain_directory() {
     needs_root!();
     for seed in seeds(12) {
-        check(seed, &[Kind::Native, Kind::Overlayfs, Kind::LaminaDirs, Kind::LaminaImage]);
+        check(
+            seed,
+            &[
+                Kind::Native,
+                Kind::Overlayfs,
+                Kind::LaminaDirs,
+                Kind::LaminaImage,
+            ],
+        );
     }
 }
 
@@ -51,7 +60,11 @@ fn the_harness_finds_kernel_overlayfs_and_a_plain_directory_alike() {
 }
 
 fn seeds(default_count: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse::<u64>().expect("a number"))
+    };
     let first = number("LAMINA_DIFFERENTIAL_SEED").unwrap_or(1);
     first..first + number("LAMINA_DIFFERENTIAL_CASES").unwrap_or(default_count)
 }
@@ -59,20 +72,25 @@ fn seeds(default_count: u64) -> std::ops::Range<u64> {
 /// Runs the case of `seed` on `kinds`, and panics with a shortened one if they disagree.
 fn check(seed: u64, kinds: &'static [Kind]) {
     let steps = steps(seed);
-    let Err(mut failure) = run_case(seed, kinds, &steps) else { return };
+    let Err(mut failure) = run_case(seed, kinds, &steps) else {
+        return;
+    };
     let mut shortest = steps;
     shortest.truncate(failure.at + 1);
     shorten(seed, kinds, &mut shortest, &mut failure);
-    let mut message = format!("seed {seed}, {kinds:?}: {}\nafter these steps:\n", failure.what);
+    let mut message = format!(
+        "seed {seed}, {kinds:?}: {}\nafter these steps:\n",
+        failure.what
+    );
     for step in &shortest {
         let _ = writeln!(message, "  {step}");
     }
     panic!("{message}");
 }
 
-/// Drops steps for as long as the case goes on failing, for a minute at most.
+/// Drops steps for as long as the case goes on failing, for two minutes at most.
 fn shorten(seed: u64, kinds: &'static [Kind], steps: &mut Vec<Step>, failure: &mut Failure) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     let mut chunk = steps.len().div_ceil(2);
     while chunk > 0 {
         let mut start = 0;
@@ -93,13 +111,69 @@ fn shorten(seed: u64, kinds: &'static [Kind], steps: &mut Vec<Step>, failure: &m
 }
 
 fn steps(seed: u64) -> Vec<Step> {
-    let files = ["f0", "a/f1", "a/f1b", "a/f2", "a/deep/f3", "a/deep/er/f4", "b/f5", "b/sub/f6", "c/f7", "b/sparse", "b/linked"];
-    let more = ["a/deep/linked", "opaque/new/file", "only-top/f8", "replaced", "c/turns-dir/file", "c/fifo"];
-    let dirs = ["a", "a/deep", "a/deep/er", "b", "b/sub", "c", "c/turns-dir", "opaque", "opaque/new", "only-top", "empty"];
+    let files = [
+        "f0",
+        "a/f1",
+        "a/f1b",
+        "a/f2",
+        "a/deep/f3",
+        "a/deep/er/f4",
+        "b/f5",
+        "b/sub/f6",
+        "c/f7",
+        "b/sparse",
+        "b/linked",
+    ];
+    let more = [
+        "a/deep/linked",
+        "opaque/new/file",
+        "only-top/f8",
+        "replaced",
+        "c/turns-dir/file",
+        "c/fifo",
+    ];
+    let dirs = [
+        "a",
+        "a/deep",
+        "a/deep/er",
+        "b",
+        "b/sub",
+        "c",
+        "c/turns-dir",
+        "opaque",
+        "opaque/new",
+        "only-top",
+        "empty",
+    ];
     let links = ["a/link", "b/dirlink", "dangling"];
-    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    let mut generator = Generator::new(seed, [owned(&files), owned(&more)].concat(), owned(&dirs), owned(&links));
-    (0..STEPS).map(|_| generator.step()).collect()
+    let owned = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect::<Vec<_>>()
+    };
+    let mut generator = Generator::new(
+        seed,
+        [owned(&files), owned(&more)].concat(),
+        owned(&dirs),
+        owned(&links),
+    );
+    // Checks are steps too, so that a shortened case has them at the same places.
+    let check = |number: usize| Step {
+        op: Op::Check {
+            remount: number.is_multiple_of(REMOUNT_EVERY),
+        },
+        as_user: false,
+    };
+    (1..=STEPS)
+        .map(|at| {
+            if at % CHECK_EVERY == 0 {
+                check(at / CHECK_EVERY)
+            } else {
+                generator.step()
+            }
+        })
+        .collect()
 }
 
 /// A disagreement: after which step, and what it was.
@@ -116,9 +190,18 @@ fn run_case(seed: u64, kinds: &'static [Kind], steps: &[Step]) -> Result<(), Fai
     // A thread of its own, as steps change the thread's user.
     let case = std::thread::spawn(move || {
         rustix::thread::set_thread_groups(&[]).expect("dropping groups");
-        let mut sides: Vec<Side> = kinds.iter().map(|&kind| Side::new(kind, &sandbox, &lowers)).collect();
+        let mut sides: Vec<Side> = kinds
+            .iter()
+            .map(|&kind| Side::new(kind, &sandbox, &lowers))
+            .collect();
         let result = run_steps(&mut sides, &steps);
         sides.iter_mut().for_each(Side::unmount);
+        let result = result.and_then(|()| {
+            exchange(&mut sides).map_err(|what| Failure {
+                at: steps.len().saturating_sub(1),
+                what,
+            })
+        });
         drop(sandbox);
         result
     });
@@ -129,19 +212,64 @@ fn run_case(seed: u64, kinds: &'static [Kind], steps: &[Step]) -> Result<(), Fai
 }
 
 fn run_steps(sides: &mut [Side], steps: &[Step]) -> Result<(), Failure> {
-    compare_trees(sides).map_err(|what| Failure { at: 0, what: format!("before any step: {what}") })?;
+    compare_trees(sides).map_err(|what| Failure {
+        at: 0,
+        what: format!("before any step: {what}"),
+    })?;
     for (at, step) in steps.iter().enumerate() {
-        compare_outcomes(sides, step).map_err(|what| Failure { at, what })?;
-        if (at + 1) % COMPARE_EVERY == 0 || at + 1 == steps.len() {
-            let number = (at + 1) / COMPARE_EVERY;
-            compare_with_caches_gone(sides, number).map_err(|what| Failure { at, what })?;
+        match step.op {
+            Op::Check { remount } => compare_with_caches_gone(sides, remount),
+            _ => compare_outcomes(sides, step),
+        }
+        .map_err(|what| Failure { at, what })?;
+    }
+    compare_trees(sides).map_err(|what| Failure {
+        at: steps.len().saturating_sub(1),
+        what,
+    })
+}
+
+/// An upper means the same to the kernel and to Lamina, whichever of them wrote it.
+fn exchange(sides: &mut [Side]) -> Result<(), String> {
+    for side in sides
+        .iter_mut()
+        .filter(|side| matches!(side.kind, Kind::Overlayfs | Kind::LaminaDirs))
+    {
+        let by_kernel = side
+            .tree_mounted_by(Kind::Overlayfs)
+            .with_recent_times_alike();
+        let by_lamina = side
+            .tree_mounted_by(Kind::LaminaDirs)
+            .with_recent_times_alike();
+        let mut lines = by_kernel.differences(
+            &by_lamina,
+            Ignore {
+                mtime: false,
+                dir_nlink: true,
+                ino: true,
+            },
+        );
+        lines.retain(|line| !known::is_known_of_uppers(line));
+        if !lines.is_empty() {
+            let shown = lines
+                .into_iter()
+                .take(12)
+                .collect::<Vec<_>>()
+                .join("\n    ");
+            return Err(format!(
+                "the upper of {:?} as overlayfs sees it and as Lamina does (second):\n    {shown}",
+                side.kind
+            ));
         }
     }
     Ok(())
 }
 
 fn compare_outcomes(sides: &mut [Side], step: &Step) -> Result<(), String> {
-    let outcomes: Vec<_> = sides.iter_mut().map(|side| (side.kind, step.apply(side))).collect();
+    let outcomes: Vec<_> = sides
+        .iter_mut()
+        .map(|side| (side.kind, step.apply(side)))
+        .collect();
     let native = &outcomes[0].1;
     let wrong = |(kind, outcome): &&(Kind, op::Outcome)| {
         outcome != native && !known::is_known(*kind, &step.op, native, outcome)
@@ -158,11 +286,11 @@ fn compare_outcomes(sides: &mut [Side], step: &Step) -> Result<(), String> {
     }
 }
 
-fn compare_with_caches_gone(sides: &mut [Side], number: usize) -> Result<(), String> {
+fn compare_with_caches_gone(sides: &mut [Side], remount: bool) -> Result<(), String> {
     compare_trees(sides)?;
     std::fs::write("/proc/sys/vm/drop_caches", "2").expect("dropping the caches");
     compare_trees(sides).map_err(|what| format!("with caches dropped: {what}"))?;
-    if number.is_multiple_of(REMOUNT_EVERY) {
+    if remount {
         // All sides, so that files open across the remount are closed on all of them.
         sides.iter_mut().for_each(Side::remount);
         compare_trees(sides).map_err(|what| format!("after a remount: {what}"))?;
@@ -171,14 +299,25 @@ fn compare_with_caches_gone(sides: &mut [Side], number: usize) -> Result<(), Str
 }
 
 fn compare_trees(sides: &[Side]) -> Result<(), String> {
-    let ignore = Ignore { mtime: false, dir_nlink: true, ino: true };
+    let ignore = Ignore {
+        mtime: false,
+        dir_nlink: true,
+        ino: true,
+    };
     let native = sides[0].tree().with_recent_times_alike();
     for side in &sides[1..] {
         let mut lines = native.differences(&side.tree().with_recent_times_alike(), ignore);
         lines.retain(|line| !known::is_known_of_trees(side.kind, line));
         if !lines.is_empty() {
-            let shown = lines.into_iter().take(12).collect::<Vec<_>>().join("\n    ");
-            return Err(format!("{:?} (second) has another tree than the plain directory:\n    {shown}", side.kind));
+            let shown = lines
+                .into_iter()
+                .take(12)
+                .collect::<Vec<_>>()
+                .join("\n    ");
+            return Err(format!(
+                "{:?} (second) has another tree than the plain directory:\n    {shown}",
+                side.kind
+            ));
         }
     }
     Ok(())
@@ -187,7 +326,14 @@ fn compare_trees(sides: &[Side]) -> Result<(), String> {
 impl Tree {
     /// Files written during the test get one time, as no two sides write at the same moment.
     fn with_recent_times_alike(mut self) -> Self {
-        self.map_times(|time| if time.0 > lowers::LOWER_TIME + 100_000_000 { (i64::MAX, 0) } else { time });
+        self.forget_xattrs(b"trusted.lamina.");
+        self.map_times(|time| {
+            if time.0 > lowers::LOWER_TIME + 100_000_000 {
+                (i64::MAX, 0)
+            } else {
+                time
+            }
+        });
         self
     }
 }

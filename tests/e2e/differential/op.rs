@@ -1,19 +1,9 @@
 //! The operations: what a program can ask of a filesystem, as plain data, and what came of it.
 
 use std::fmt;
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 
-use rustix::fs::{
-    Access, AtFlags, Dir, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Stat, Timespec,
-    Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{FallocateFlags, FileType, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
-use sha2::{Digest, Sha256};
-
-use super::lowers::LOWER_TIME;
-use super::side::Side;
 
 /// How many files a case can hold open at once.
 pub const SLOTS: usize = 4;
@@ -25,49 +15,177 @@ pub type Outcome = Result<String, Errno>;
 #[derive(Clone, Debug)]
 pub enum Op {
     /// open, write what `seed` and `length` say at `offset`, close.
-    Write { path: String, flags: OFlags, mode: u32, offset: u64, length: usize, seed: u8 },
+    Write {
+        path: String,
+        flags: OFlags,
+        mode: u32,
+        offset: u64,
+        length: usize,
+        seed: u8,
+    },
     /// open, read, close.
-    Read { path: String, offset: u64, length: usize },
+    Read {
+        path: String,
+        offset: u64,
+        length: usize,
+    },
     /// open for writing, ftruncate, close.
-    Truncate { path: String, length: u64 },
+    Truncate {
+        path: String,
+        length: u64,
+    },
     /// Lists the data and hole segments.
-    Segments { path: String },
-    Fallocate { path: String, flags: FallocateFlags, offset: u64, length: u64 },
-    CopyRange { from: String, to: String, offset_in: u64, offset_out: u64, length: usize },
-    Fsync { path: String },
-    Mkdir { path: String, mode: u32 },
-    Mknod { path: String, kind: FileType, mode: u32, device: u64 },
-    Symlink { target: String, path: String },
-    Readlink { path: String },
-    Link { from: String, to: String, follow: bool },
-    Unlink { path: String },
-    Rmdir { path: String },
+    Segments {
+        path: String,
+    },
+    Fallocate {
+        path: String,
+        flags: FallocateFlags,
+        offset: u64,
+        length: u64,
+    },
+    CopyRange {
+        from: String,
+        to: String,
+        offset_in: u64,
+        offset_out: u64,
+        length: usize,
+    },
+    Fsync {
+        path: String,
+    },
+    Mkdir {
+        path: String,
+        mode: u32,
+    },
+    Mknod {
+        path: String,
+        kind: FileType,
+        mode: u32,
+        device: u64,
+    },
+    Symlink {
+        target: String,
+        path: String,
+    },
+    Readlink {
+        path: String,
+    },
+    Link {
+        from: String,
+        to: String,
+        follow: bool,
+    },
+    Unlink {
+        path: String,
+    },
+    Rmdir {
+        path: String,
+    },
     /// rm -rf.
-    RemoveTree { path: String },
-    Rename { from: String, to: String, flags: RenameFlags },
-    Chmod { path: String, mode: u32 },
-    Chown { path: String, uid: Option<u32>, gid: Option<u32>, follow: bool },
-    Utimens { path: String, seconds: i64, nanoseconds: i64, follow: bool },
-    SetXattr { path: String, name: String, value: Vec<u8>, flags: XattrFlags },
-    GetXattr { path: String, name: String },
-    ListXattr { path: String },
-    RemoveXattr { path: String, name: String },
-    List { path: String },
-    Stat { path: String, follow: bool },
-    Access { path: String, mode: u32 },
-    Statfs { path: String },
+    RemoveTree {
+        path: String,
+    },
+    Rename {
+        from: String,
+        to: String,
+        flags: RenameFlags,
+    },
+    Chmod {
+        path: String,
+        mode: u32,
+    },
+    Chown {
+        path: String,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        follow: bool,
+    },
+    Utimens {
+        path: String,
+        seconds: i64,
+        nanoseconds: i64,
+        follow: bool,
+    },
+    SetXattr {
+        path: String,
+        name: String,
+        value: Vec<u8>,
+        flags: XattrFlags,
+    },
+    GetXattr {
+        path: String,
+        name: String,
+    },
+    ListXattr {
+        path: String,
+    },
+    RemoveXattr {
+        path: String,
+        name: String,
+    },
+    List {
+        path: String,
+    },
+    Stat {
+        path: String,
+        follow: bool,
+    },
+    Access {
+        path: String,
+        mode: u32,
+    },
+    Statfs {
+        path: String,
+    },
     /// Opens a file and keeps it open.
-    Open { slot: usize, path: String, flags: OFlags },
-    Close { slot: usize },
-    SlotRead { slot: usize, offset: u64, length: usize },
-    SlotWrite { slot: usize, offset: u64, length: usize, seed: u8 },
-    SlotTruncate { slot: usize, length: u64 },
-    SlotStat { slot: usize },
-    SlotChmod { slot: usize, mode: u32 },
-    SlotXattr { slot: usize, name: String, value: Vec<u8> },
-    SlotSync { slot: usize },
+    Open {
+        slot: usize,
+        path: String,
+        flags: OFlags,
+    },
+    Close {
+        slot: usize,
+    },
+    SlotRead {
+        slot: usize,
+        offset: u64,
+        length: usize,
+    },
+    SlotWrite {
+        slot: usize,
+        offset: u64,
+        length: usize,
+        seed: u8,
+    },
+    SlotTruncate {
+        slot: usize,
+        length: u64,
+    },
+    SlotStat {
+        slot: usize,
+    },
+    SlotChmod {
+        slot: usize,
+        mode: u32,
+    },
+    SlotXattr {
+        slot: usize,
+        name: String,
+        value: Vec<u8>,
+    },
+    SlotSync {
+        slot: usize,
+    },
     /// Gives an open, perhaps nameless, file a name again.
-    SlotLink { slot: usize, to: String },
+    SlotLink {
+        slot: usize,
+        to: String,
+    },
+    /// Not an operation: compare the whole trees, with the caches dropped, perhaps after a remount.
+    Check {
+        remount: bool,
+    },
 }
 
 /// An operation and who asks for it.
@@ -83,311 +201,11 @@ impl fmt::Display for Step {
         if self.as_user {
             out.write_str("[uid 1000] ")?;
         }
-        write!(out, "{:?}", self.op)
-    }
-}
-
-impl Step {
-    /// Asks `side` for it.
-    pub fn apply(&self, side: &mut Side) -> Outcome {
-        if self.as_user {
-            become_user(1000);
+        let mut text = format!("{:?}", self.op);
+        if let Some((end, _)) = text.char_indices().nth(240) {
+            text.truncate(end);
+            text.push('…'); // a long value; the seed has it all
         }
-        let outcome = side.apply(&self.op);
-        if self.as_user {
-            become_user(0);
-        }
-        outcome
+        out.write_str(&text)
     }
-}
-
-/// Switches this thread's effective ids; its real ones stay root's, so that it can come back.
-fn become_user(id: u32) {
-    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
-    let ids = |first: &dyn Fn() -> rustix::io::Result<()>, then: &dyn Fn() -> rustix::io::Result<()>| {
-        first().and_then(|()| then()).expect("switching ids");
-    };
-    let set_uid = || rustix::thread::set_thread_res_uid(None, uid, None);
-    let set_gid = || rustix::thread::set_thread_res_gid(None, gid, None);
-    // The group first on the way down, the user first on the way up: each needs root's rights.
-    if id == 0 { ids(&set_uid, &set_gid) } else { ids(&set_gid, &set_uid) }
-}
-
-impl Side {
-    fn apply(&mut self, op: &Op) -> Outcome {
-        match op {
-            Op::Open { .. }
-            | Op::Close { .. }
-            | Op::SlotRead { .. }
-            | Op::SlotWrite { .. }
-            | Op::SlotTruncate { .. }
-            | Op::SlotStat { .. }
-            | Op::SlotChmod { .. }
-            | Op::SlotXattr { .. }
-            | Op::SlotSync { .. }
-            | Op::SlotLink { .. } => self.apply_to_slot(op),
-            Op::Write { .. }
-            | Op::Read { .. }
-            | Op::Truncate { .. }
-            | Op::Segments { .. }
-            | Op::Fallocate { .. }
-            | Op::CopyRange { .. }
-            | Op::Fsync { .. } => self.apply_to_data(op),
-            Op::SetXattr { .. } | Op::GetXattr { .. } | Op::ListXattr { .. } | Op::RemoveXattr { .. } => {
-                self.apply_to_xattrs(op)
-            }
-            _ => self.apply_to_names(op),
-        }
-    }
-
-    fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        rustix::fs::openat(self.root(), path, flags, Mode::from_raw_mode(0o644))
-    }
-
-    fn apply_to_data(&self, op: &Op) -> Outcome {
-        match op {
-            Op::Write { path, flags, mode, offset, length, seed } => {
-                let flags = *flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let fd = rustix::fs::openat(self.root(), path, flags, Mode::from_raw_mode(*mode))?;
-                write(&File::from(fd), *offset, *length, *seed)
-            }
-            Op::Read { path, offset, length } => {
-                read(&File::from(self.open(path, OFlags::RDONLY)?), *offset, *length)
-            }
-            Op::Truncate { path, length } => {
-                done(rustix::fs::ftruncate(self.open(path, OFlags::WRONLY)?, *length))
-            }
-            Op::Segments { path } => segments(&self.open(path, OFlags::RDONLY)?),
-            Op::Fallocate { path, flags, offset, length } => {
-                done(rustix::fs::fallocate(self.open(path, OFlags::RDWR)?, *flags, *offset, *length))
-            }
-            Op::CopyRange { from, to, offset_in, offset_out, length } => {
-                let source = self.open(from, OFlags::RDONLY)?;
-                let target = self.open(to, OFlags::WRONLY)?;
-                copy_range(&source, &target, *offset_in, *offset_out, *length)
-            }
-            Op::Fsync { path } => done(rustix::fs::fsync(self.open(path, OFlags::RDONLY)?)),
-            other => unreachable!("{other:?} is not about data"),
-        }
-    }
-
-    fn apply_to_names(&self, op: &Op) -> Outcome {
-        let root = self.root();
-        match op {
-            Op::Mkdir { path, mode } => done(rustix::fs::mkdirat(root, path, Mode::from_raw_mode(*mode))),
-            Op::Mknod { path, kind, mode, device } => {
-                done(rustix::fs::mknodat(root, path, *kind, Mode::from_raw_mode(*mode), *device))
-            }
-            Op::Symlink { target, path } => done(rustix::fs::symlinkat(target, root, path)),
-            Op::Readlink { path } => {
-                rustix::fs::readlinkat(root, path, Vec::new()).map(|target| format!("{target:?}"))
-            }
-            Op::Link { from, to, follow } => {
-                let flags = if *follow { AtFlags::SYMLINK_FOLLOW } else { AtFlags::empty() };
-                done(rustix::fs::linkat(root, from, root, to, flags))
-            }
-            Op::Unlink { path } => done(rustix::fs::unlinkat(root, path, AtFlags::empty())),
-            Op::Rmdir { path } => done(rustix::fs::unlinkat(root, path, AtFlags::REMOVEDIR)),
-            Op::RemoveTree { path } => remove_tree(root, path.as_bytes()),
-            Op::Rename { from, to, flags } => done(rustix::fs::renameat_with(root, from, root, to, *flags)),
-            Op::Chmod { path, mode } => {
-                done(rustix::fs::chmodat(root, path, Mode::from_raw_mode(*mode), AtFlags::empty()))
-            }
-            Op::Chown { path, uid, gid, follow } => {
-                let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-                done(rustix::fs::chownat(root, path, uid, gid, follow_flag(*follow)))
-            }
-            Op::Utimens { path, seconds, nanoseconds, follow } => {
-                let time = Timespec { tv_sec: *seconds, tv_nsec: *nanoseconds };
-                let times = Timestamps { last_access: time, last_modification: time };
-                done(rustix::fs::utimensat(root, path, &times, follow_flag(*follow)))
-            }
-            Op::List { path } => list(root, path),
-            Op::Stat { path, follow } => {
-                rustix::fs::statat(root, path, follow_flag(*follow)).map(|stat| show_stat(&stat))
-            }
-            Op::Access { path, mode } => {
-                let access = Access::from_bits_retain(*mode);
-                done(rustix::fs::accessat(root, path, access, AtFlags::EACCESS))
-            }
-            Op::Statfs { path } => {
-                let fd = self.open(path, OFlags::RDONLY)?;
-                rustix::fs::fstatvfs(fd).map(|found| format!("names to {} bytes", found.f_namemax))
-            }
-            other => unreachable!("{other:?} is not about names"),
-        }
-    }
-
-    fn apply_to_xattrs(&self, op: &Op) -> Outcome {
-        // There are no *at calls for these before Linux 6.13.
-        match op {
-            Op::SetXattr { path, name, value, flags } => {
-                done(rustix::fs::lsetxattr(self.absolute(path), name, value, *flags))
-            }
-            Op::GetXattr { path, name } => {
-                let mut value = vec![0; 64 << 10];
-                let length = rustix::fs::lgetxattr(self.absolute(path), name, &mut value[..])?;
-                Ok(value[..length].escape_ascii().to_string())
-            }
-            Op::ListXattr { path } => {
-                let mut names = vec![0; 64 << 10];
-                let length = rustix::fs::llistxattr(self.absolute(path), &mut names[..])?;
-                let mut names: Vec<_> = names[..length].split(|&byte| byte == 0).map(<[u8]>::escape_ascii).map(|name| name.to_string()).collect();
-                names.sort();
-                Ok(names.join(" ").trim().to_owned())
-            }
-            Op::RemoveXattr { path, name } => done(rustix::fs::lremovexattr(self.absolute(path), name)),
-            other => unreachable!("{other:?} is not about extended attributes"),
-        }
-    }
-
-    fn apply_to_slot(&mut self, op: &Op) -> Outcome {
-        if let Op::Open { slot, path, flags } = op {
-            self.slots[*slot] = None;
-            let fd = self.open(path, *flags)?;
-            self.slots[*slot] = Some(File::from(fd));
-            return Ok(String::new());
-        }
-        if let Op::Close { slot } = op {
-            self.slots[*slot] = None;
-            return Ok(String::new());
-        }
-        let slot = match op {
-            Op::SlotRead { slot, .. }
-            | Op::SlotWrite { slot, .. }
-            | Op::SlotTruncate { slot, .. }
-            | Op::SlotStat { slot }
-            | Op::SlotChmod { slot, .. }
-            | Op::SlotXattr { slot, .. }
-            | Op::SlotSync { slot }
-            | Op::SlotLink { slot, .. } => *slot,
-            other => unreachable!("{other:?} is not about an open file"),
-        };
-        let Some(file) = &self.slots[slot] else { return Err(Errno::BADF) };
-        match op {
-            Op::SlotRead { offset, length, .. } => read(file, *offset, *length),
-            Op::SlotWrite { offset, length, seed, .. } => write(file, *offset, *length, *seed),
-            Op::SlotTruncate { length, .. } => done(rustix::fs::ftruncate(file, *length)),
-            Op::SlotChmod { mode, .. } => done(rustix::fs::fchmod(file, Mode::from_raw_mode(*mode))),
-            Op::SlotXattr { name, value, .. } => {
-                done(rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))
-            }
-            Op::SlotSync { .. } => done(rustix::fs::fdatasync(file)),
-            Op::SlotLink { to, .. } => {
-                done(rustix::fs::linkat(file, "", self.root(), to, AtFlags::EMPTY_PATH))
-            }
-            _ => rustix::fs::fstat(file).map(|stat| show_stat(&stat)),
-        }
-    }
-}
-
-fn done(result: rustix::io::Result<()>) -> Outcome {
-    result.map(|()| String::new())
-}
-
-fn follow_flag(follow: bool) -> AtFlags {
-    if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW }
-}
-
-fn errno(error: &std::io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
-}
-
-fn write(file: &File, offset: u64, length: usize, seed: u8) -> Outcome {
-    let data: Vec<u8> = (0..length).map(|at| seed.wrapping_add((at * 7 % 251) as u8)).collect();
-    file.write_all_at(&data, offset).map(|()| String::new()).map_err(|error| errno(&error))
-}
-
-fn read(file: &File, offset: u64, length: usize) -> Outcome {
-    let mut data = vec![0; length];
-    let mut filled = 0;
-    while filled < length {
-        match file.read_at(&mut data[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) => return Err(errno(&error)),
-        }
-    }
-    Ok(format!("{filled} bytes, {}", digest(&data[..filled])))
-}
-
-fn digest(data: &[u8]) -> String {
-    Sha256::digest(data).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn segments(fd: &OwnedFd) -> Outcome {
-    let stat = rustix::fs::fstat(fd)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(Errno::INVAL); // positions in a directory mean nothing
-    }
-    let mut found = Vec::new();
-    let mut at = 0;
-    loop {
-        match rustix::fs::seek(fd, SeekFrom::Data(at)) {
-            Ok(start) => {
-                let end = rustix::fs::seek(fd, SeekFrom::Hole(start))?;
-                found.push(format!("{start}..{end}"));
-                at = end;
-            }
-            Err(Errno::NXIO) => return Ok(found.join(" ")),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn copy_range(source: &OwnedFd, target: &OwnedFd, mut from: u64, mut to: u64, length: usize) -> Outcome {
-    let mut copied = 0;
-    while copied < length {
-        let count = rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), length - copied)?;
-        if count == 0 {
-            break;
-        }
-        copied += count;
-    }
-    Ok(format!("{copied} copied"))
-}
-
-fn list(root: impl AsFd, path: &str) -> Outcome {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = rustix::fs::openat(root, path, flags, Mode::empty())?;
-    let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let entry = entry?;
-        names.push(format!("{}:{:?}", entry.file_name().to_bytes().escape_ascii(), entry.file_type()));
-    }
-    names.sort();
-    Ok(names.join(" "))
-}
-
-fn remove_tree(dir: impl AsFd + Copy, name: &[u8]) -> Outcome {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        other => return done(other),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    let mut names: Vec<Vec<u8>> = Vec::new();
-    for entry in Dir::read_from(&fd)? {
-        names.push(entry?.file_name().to_bytes().to_vec());
-    }
-    names.sort(); // so that all sides have done the same when they fail half-way
-    for child in names.iter().filter(|child| *child != b"." && *child != b"..") {
-        remove_tree(&fd, child)?;
-    }
-    done(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
-}
-
-/// What of a stat all filesystems must agree on. Times of this test's own writes become "now".
-fn show_stat(stat: &Stat) -> String {
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    let mut text = format!("{kind:?} {:04o} {}:{}", stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
-    if kind != FileType::Directory {
-        text += &format!(" {} bytes {} links", stat.st_size, stat.st_nlink);
-    }
-    if matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
-        text += &format!(" device {:#x}", stat.st_rdev);
-    }
-    let chosen = stat.st_mtime < LOWER_TIME + 100_000_000;
-    text + &if chosen { format!(" {}.{:09}", stat.st_mtime, stat.st_mtime_nsec) } else { " now".into() }
 }

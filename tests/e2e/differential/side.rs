@@ -35,12 +35,21 @@ pub struct Side {
     /// Files held open.
     pub slots: [Option<File>; SLOTS],
     mounting: Mounting,
+    program: Lamina,
+    upper: PathBuf,
+    lowers: Vec<PathBuf>,
 }
 
 enum Mounting {
     Native,
-    Overlayfs { options: String },
-    Lamina { lamina: Lamina, options: Vec<String>, live: Option<Mount> },
+    Overlayfs {
+        options: String,
+    },
+    Lamina {
+        lamina: Lamina,
+        options: Vec<String>,
+        live: Option<Mount>,
+    },
 }
 
 impl Side {
@@ -48,21 +57,20 @@ impl Side {
     pub fn new(kind: Kind, sandbox: &Sandbox, lowers: &Lowers) -> Self {
         let name = format!("{kind:?}");
         let path = sandbox.dir(&name);
-        let (upper, work) = (sandbox.join(format!("{name}-upper")), sandbox.join(format!("{name}-work")));
+        let (upper, work) = (
+            sandbox.join(format!("{name}-upper")),
+            sandbox.join(format!("{name}-work")),
+        );
+        let program = Lamina::new(sandbox);
         let mounting = match kind {
             Kind::Native => {
                 copy_of_lowers(&path, sandbox, lowers);
                 Mounting::Native
             }
-            Kind::Overlayfs => Mounting::Overlayfs {
-                options: format!("{},upperdir={},workdir={},index=on,redirect_dir=on,metacopy=off,xino=on", lowerdir(lowers), upper.display(), work.display()),
-            },
-            Kind::LaminaDirs => {
-                let lowers = lowers.dirs.iter().flat_map(|dir| ["--lower".to_owned(), dir.display().to_string()]);
-                lamina(sandbox, &upper, &work, lowers.collect())
-            }
+            Kind::Overlayfs => overlayfs(&upper, &work, &lowers.dirs, "index=on"),
+            Kind::LaminaDirs => lamina(program.clone(), &upper, &work, lower_options(&lowers.dirs)),
             Kind::LaminaImage => {
-                let side = lamina(sandbox, &upper, &work, vec!["case".to_owned()]);
+                let side = lamina(program.clone(), &upper, &work, vec!["case".to_owned()]);
                 if let Mounting::Lamina { lamina, .. } = &side {
                     lamina.build("case", &lowers.archives);
                 }
@@ -74,9 +82,21 @@ impl Side {
             for dir in [&upper, &work] {
                 std::fs::create_dir(dir).unwrap();
             }
-            run(Command::new("touch").arg("-r").arg(&lowers.dirs[0]).arg(&upper));
+            run(Command::new("touch")
+                .arg("-r")
+                .arg(&lowers.dirs[0])
+                .arg(&upper));
         }
-        let mut side = Self { kind, path, root: None, slots: [const { None }; SLOTS], mounting };
+        let mut side = Self {
+            kind,
+            path,
+            root: None,
+            slots: [const { None }; SLOTS],
+            mounting,
+            program,
+            upper,
+            lowers: lowers.dirs.clone(),
+        };
         side.mount();
         side
     }
@@ -115,34 +135,92 @@ impl Side {
         }
     }
 
+    /// The tree of this side's upper over the lower directories as `kind` shows it. The side must be
+    /// unmounted, and stays so.
+    pub fn tree_mounted_by(&mut self, kind: Kind) -> Tree {
+        let work = self.upper.with_extension(format!("{kind:?}-work"));
+        std::fs::create_dir(&work).unwrap();
+        let other = match kind {
+            // The index, which joins names that were not copied up, belongs to the work directory.
+            Kind::Overlayfs => overlayfs(&self.upper, &work, &self.lowers, "index=off"),
+            _ => lamina(
+                self.program.clone(),
+                &self.upper,
+                &work,
+                lower_options(&self.lowers),
+            ),
+        };
+        let own = std::mem::replace(&mut self.mounting, other);
+        self.mount();
+        let tree = self.tree();
+        self.unmount();
+        self.mounting = own;
+        tree
+    }
+
     fn mount(&mut self) {
         match &mut self.mounting {
             Mounting::Native => {}
             Mounting::Overlayfs { options } => {
-                run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", options]).arg(&self.path));
+                run(Command::new("mount")
+                    .args(["-t", "overlay", "overlay", "-o", options])
+                    .arg(&self.path));
             }
-            Mounting::Lamina { lamina, options, live } => *live = Some(lamina.mount(options, &self.path)),
+            Mounting::Lamina {
+                lamina,
+                options,
+                live,
+            } => *live = Some(lamina.mount(options, &self.path)),
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         self.root = Some(rustix::fs::open(&self.path, flags, Mode::empty()).unwrap());
     }
 }
 
-fn lamina(sandbox: &Sandbox, upper: &Path, work: &Path, mut lowers: Vec<String>) -> Mounting {
-    let mut options = vec!["--upper".into(), upper.display().to_string(), "--work".into(), work.display().to_string()];
-    options.append(&mut lowers);
-    Mounting::Lamina { lamina: Lamina::new(sandbox), options, live: None }
+fn overlayfs(upper: &Path, work: &Path, lowers: &[PathBuf], index: &str) -> Mounting {
+    let (upper, work) = (upper.display(), work.display());
+    let features = format!("{index},redirect_dir=on,metacopy=off,xino=on");
+    Mounting::Overlayfs {
+        options: format!(
+            "{},upperdir={upper},workdir={work},{features}",
+            lowerdir(lowers)
+        ),
+    }
 }
 
-fn lowerdir(lowers: &Lowers) -> String {
-    let dirs: Vec<String> = lowers.dirs.iter().map(|dir| dir.display().to_string()).collect();
+fn lower_options(lowers: &[PathBuf]) -> Vec<String> {
+    lowers
+        .iter()
+        .flat_map(|dir| ["--lower".to_owned(), dir.display().to_string()])
+        .collect()
+}
+
+fn lamina(program: Lamina, upper: &Path, work: &Path, mut lowers: Vec<String>) -> Mounting {
+    let mut options = vec![
+        "--upper".into(),
+        upper.display().to_string(),
+        "--work".into(),
+        work.display().to_string(),
+    ];
+    options.append(&mut lowers);
+    Mounting::Lamina {
+        lamina: program,
+        options,
+        live: None,
+    }
+}
+
+fn lowerdir(lowers: &[PathBuf]) -> String {
+    let dirs: Vec<String> = lowers.iter().map(|dir| dir.display().to_string()).collect();
     format!("lowerdir={}", dirs.join(":"))
 }
 
 /// Fills `target` with what the lowers make together, as kernel overlayfs sees it.
 fn copy_of_lowers(target: &Path, sandbox: &Sandbox, lowers: &Lowers) {
     let view = sandbox.dir("lowers-view");
-    run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &lowerdir(lowers)]).arg(&view));
+    run(Command::new("mount")
+        .args(["-t", "overlay", "overlay", "-o", &lowerdir(&lowers.dirs)])
+        .arg(&view));
     run(Command::new("cp").arg("-aT").arg(&view).arg(target));
     run(Command::new("umount").arg(&view));
 }

@@ -17,11 +17,17 @@ pub fn debian_layers() -> Vec<PathBuf> {
     static HOME: OnceLock<PathBuf> = OnceLock::new();
     let home = HOME.get_or_init(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/fixture-image");
-        let output = Command::new(&script).stderr(std::process::Stdio::inherit()).output().unwrap();
+        let output = Command::new(&script)
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{} failed", script.display());
         PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
     });
-    ["1-base.tar", "2-tools.tar", "3-pruned.tar"].iter().map(|name| home.join(name)).collect()
+    ["1-base.tar", "2-tools.tar", "3-pruned.tar"]
+        .iter()
+        .map(|name| home.join(name))
+        .collect()
 }
 
 /// A store in which the Debian image is known as `debian`, shared by the tests that run together.
@@ -34,12 +40,17 @@ impl DebianStore {
     /// The shared one, built by whoever asks first and removed when the last is done with it.
     pub fn shared() -> Arc<Self> {
         static SHARED: Mutex<Weak<DebianStore>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut shared = SHARED
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         shared.upgrade().unwrap_or_else(|| {
             let sandbox = Sandbox::new("debian");
             let lamina = Lamina::new(&sandbox);
             lamina.build("debian", &debian_layers());
-            let store = Arc::new(Self { _sandbox: sandbox, lamina });
+            let store = Arc::new(Self {
+                _sandbox: sandbox,
+                lamina,
+            });
             *shared = Arc::downgrade(&store);
             store
         })
@@ -51,8 +62,19 @@ pub fn unpack_by_hand(layers: &[PathBuf], root: &Path) {
     for layer in layers {
         make_way(layer, root);
         let mut tar = Command::new("tar");
-        tar.args(["--extract", "--same-permissions", "--same-owner", "--numeric-owner"]);
-        tar.args(["--delay-directory-restore", "--xattrs", "--xattrs-include=*", "--exclude=.wh.*", "--file"]);
+        tar.args([
+            "--extract",
+            "--same-permissions",
+            "--same-owner",
+            "--numeric-owner",
+        ]);
+        tar.args([
+            "--delay-directory-restore",
+            "--xattrs",
+            "--xattrs-include=*",
+            "--exclude=.wh.*",
+            "--file",
+        ]);
         run(tar.arg(layer).arg("-C").arg(root));
     }
 }
@@ -82,6 +104,12 @@ fn make_way(layer: &Path, root: &Path) {
 
 fn remove(path: &Path) {
     let is_dir = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
-    let removed = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    removed.unwrap_or_else(|error| panic!("the whiteout of {} hides nothing: {error}", path.display()));
+    let removed = if is_dir {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    removed.unwrap_or_else(|error| {
+        panic!("the whiteout of {} hides nothing: {error}", path.display())
+    });
 }

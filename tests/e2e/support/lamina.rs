@@ -25,7 +25,11 @@ pub struct Lamina {
 impl Lamina {
     /// Called as whoever runs the tests, with its store in `sandbox`.
     pub fn new(sandbox: &Sandbox) -> Self {
-        Self { program: env!("CARGO_BIN_EXE_lamina").into(), store: sandbox.join("store"), user: None }
+        Self {
+            program: env!("CARGO_BIN_EXE_lamina").into(),
+            store: sandbox.join("store"),
+            user: None,
+        }
     }
 
     /// Called as `uid`, an ordinary user; wants root to become it. The user gets a copy of the
@@ -37,12 +41,19 @@ impl Lamina {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let home = sandbox.dir(format!("home-{uid}"));
         std::os::unix::fs::chown(&home, Some(uid), Some(uid)).unwrap();
-        Self { program, store: home.join("store"), user: Some(uid) }
+        Self {
+            program,
+            store: home.join("store"),
+            user: Some(uid),
+        }
     }
 
     /// The same program and user with another store.
     pub fn with_store(&self, store: &Path) -> Self {
-        Self { store: store.to_owned(), ..self.clone() }
+        Self {
+            store: store.to_owned(),
+            ..self.clone()
+        }
     }
 
     /// Where its store is.
@@ -57,7 +68,10 @@ impl Lamina {
         S: AsRef<OsStr>,
     {
         let mut command = Command::new(&self.program);
-        command.args(arguments).env("LAMINA_STORE", &self.store).env_remove("RUST_LOG");
+        command
+            .args(arguments)
+            .env("LAMINA_STORE", &self.store)
+            .env_remove("RUST_LOG");
         if let Some(uid) = self.user {
             command.uid(uid).gid(uid);
         }
@@ -93,16 +107,31 @@ impl Lamina {
         let mut command = self.command(arguments);
         let result = output(&mut command);
         let said = describe(&result);
-        assert_eq!(result.status.code(), Some(status), "{command:?} should have failed\n{said}");
+        assert_eq!(
+            result.status.code(),
+            Some(status),
+            "{command:?} should have failed\n{said}"
+        );
         let message = String::from_utf8_lossy(&result.stderr).into_owned();
-        assert!(!message.trim().is_empty(), "{command:?} failed without a word\n{said}");
-        assert!(!message.contains("panicked"), "{command:?} panicked\n{said}");
+        assert!(
+            !message.trim().is_empty(),
+            "{command:?} failed without a word\n{said}"
+        );
+        assert!(
+            !message.contains("panicked"),
+            "{command:?} panicked\n{said}"
+        );
         message
     }
 
     /// Builds an image of `layers`, bottom first.
     pub fn build(&self, name: &str, layers: &[PathBuf]) -> String {
-        let mut arguments = vec![OsStr::new("layer"), OsStr::new("build"), OsStr::new("-t"), OsStr::new(name)];
+        let mut arguments = vec![
+            OsStr::new("layer"),
+            OsStr::new("build"),
+            OsStr::new("-t"),
+            OsStr::new(name),
+        ];
         arguments.extend(layers.iter().map(|path| path.as_os_str()));
         self.ok(arguments)
     }
@@ -119,7 +148,11 @@ impl Lamina {
         arguments.extend(options.iter().map(AsRef::as_ref));
         arguments.push(target.as_os_str());
         self.ok(arguments);
-        let mount = Mount { lamina: self.clone(), target: target.to_owned(), live: true };
+        let mount = Mount {
+            lamina: self.clone(),
+            target: target.to_owned(),
+            live: true,
+        };
         let kind = mounted_type(target);
         assert!(
             kind.as_deref().is_some_and(|kind| kind.starts_with("fuse")),
@@ -145,17 +178,25 @@ impl Mount {
 
     /// Unmounts it where another mount lies below it at the same place.
     pub fn unmount_one(mut self) {
-        self.lamina.ok([OsStr::new("umount"), self.target.as_os_str()]);
+        self.lamina
+            .ok([OsStr::new("umount"), self.target.as_os_str()]);
         self.live = false;
     }
 
     /// Unmounts it as a user does and waits until its daemon is gone: `lamina ps` must forget it.
     pub fn unmount(mut self) {
-        self.lamina.ok([OsStr::new("umount"), self.target.as_os_str()]);
+        self.lamina
+            .ok([OsStr::new("umount"), self.target.as_os_str()]);
         self.live = false;
-        assert_eq!(mounted_type(&self.target), None, "still mounted after lamina umount");
+        assert_eq!(
+            mounted_type(&self.target),
+            None,
+            "still mounted after lamina umount"
+        );
         let path = self.target.to_string_lossy().into_owned();
-        wait_until("the daemon to end", || !self.lamina.ok(["ps"]).contains(&path));
+        wait_until("the daemon to end", || {
+            !self.lamina.ok(["ps"]).contains(&path)
+        });
     }
 }
 

@@ -14,7 +14,10 @@ impl Archive {
     /// A new one called `name` in `sandbox`.
     pub fn new(sandbox: &Sandbox, name: &str) -> Self {
         let path = sandbox.join(name);
-        Self { builder: tar::Builder::new(std::fs::File::create(&path).unwrap()), path }
+        Self {
+            builder: tar::Builder::new(std::fs::File::create(&path).unwrap()),
+            path,
+        }
     }
 
     /// Adds a directory.
@@ -52,7 +55,9 @@ impl Archive {
 
     fn entry(mut self, path: &str, kind: tar::EntryType, mode: u32, content: &[u8]) -> Self {
         let mut header = header(kind, mode, content.len() as u64);
-        self.builder.append_data(&mut header, path, content).unwrap();
+        self.builder
+            .append_data(&mut header, path, content)
+            .unwrap();
         self
     }
 
@@ -77,7 +82,14 @@ fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
 /// An archive of everything in `dir`, by GNU tar.
 pub fn archive_of(dir: &Path, archive: &Path) {
     let mut tar = std::process::Command::new("tar");
-    tar.args(["--create", "--format=posix", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*"]);
+    tar.args([
+        "--create",
+        "--format=posix",
+        "--sort=name",
+        "--numeric-owner",
+        "--xattrs",
+        "--xattrs-include=*",
+    ]);
     tar.args(["--pax-option=delete=atime,delete=ctime", "--file"]);
     super::run(tar.arg(archive).arg("-C").arg(dir).arg("."));
 }
@@ -99,6 +111,9 @@ pub fn noise(seed: u8, length: usize) -> Vec<u8> {
 /// `archive` as `program` packs it (gzip, zstd, xz or bzip2).
 pub fn pack(program: &str, archive: &Path, packed: &Path) {
     let mut command = std::process::Command::new(program);
-    command.arg("-c").stdin(std::fs::File::open(archive).unwrap()).stdout(std::fs::File::create(packed).unwrap());
+    command
+        .arg("-c")
+        .stdin(std::fs::File::open(archive).unwrap())
+        .stdout(std::fs::File::create(packed).unwrap());
     assert!(command.status().unwrap().success(), "{program} failed");
 }

@@ -27,7 +27,11 @@ pub(crate) use needs_root;
 /// Runs `command` to its end and panics with all it said unless it succeeded.
 pub fn run(command: &mut Command) -> String {
     let output = output(command);
-    assert!(output.status.success(), "{command:?}\n{}", describe(&output));
+    assert!(
+        output.status.success(),
+        "{command:?}\n{}",
+        describe(&output)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 

@@ -19,7 +19,8 @@ pub struct Sandbox {
 impl Sandbox {
     /// A new, empty one; `name` shows in its path.
     pub fn new(name: &str) -> Self {
-        let home = std::env::var_os("LAMINA_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let home =
+            std::env::var_os("LAMINA_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         let dir = tempfile::Builder::new()
             .prefix(&format!("lamina-{name}-"))
             .tempdir_in(home)
@@ -76,7 +77,10 @@ impl Drop for Sandbox {
 /// Unmounts lazily, as root or through the setuid helper.
 pub fn detach(target: &Path) {
     if unmount(target, UnmountFlags::DETACH).is_err() {
-        let helper = std::process::Command::new("fusermount3").arg("-uz").arg(target).output();
+        let helper = std::process::Command::new("fusermount3")
+            .arg("-uz")
+            .arg(target)
+            .output();
         if !helper.is_ok_and(|output| output.status.success()) {
             eprintln!("left mounted: {}", target.display());
         }
@@ -110,7 +114,8 @@ fn unescape(field: &[u8]) -> PathBuf {
     let mut rest = field;
     while let Some((&first, tail)) = rest.split_first() {
         let octal = (first == b'\\').then(|| tail.get(..3)).flatten();
-        let value = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        let value =
+            octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
         bytes.push(value.unwrap_or(first));
         rest = if value.is_some() { &tail[3..] } else { tail };
     }

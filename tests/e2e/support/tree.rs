@@ -52,9 +52,17 @@ pub struct Ignore {
 
 impl Ignore {
     /// For two filesystems that hold the same: only their inode numbers differ.
-    pub const OTHER_FILESYSTEM: Self = Self { mtime: false, dir_nlink: false, ino: true };
+    pub const OTHER_FILESYSTEM: Self = Self {
+        mtime: false,
+        dir_nlink: false,
+        ino: true,
+    };
     /// For one filesystem at two moments: nothing differs.
-    pub const NOTHING: Self = Self { mtime: false, dir_nlink: false, ino: false };
+    pub const NOTHING: Self = Self {
+        mtime: false,
+        dir_nlink: false,
+        ino: false,
+    };
 }
 
 impl Tree {
@@ -68,11 +76,18 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(root, flags, Mode::empty())
             .unwrap_or_else(|error| panic!("cannot open {}: {error}", root.display()));
-        let mut reader = Reader { tree: Self { nodes: BTreeMap::new(), oddities: Vec::new() }, first: HashMap::new(), skip };
+        let mut reader = Reader {
+            tree: Self {
+                nodes: BTreeMap::new(),
+                oddities: Vec::new(),
+            },
+            first: HashMap::new(),
+            skip,
+        };
         let stat = rustix::fs::fstat(&fd).unwrap();
         let node = reader.node(&fd, b"", &stat, &[]);
         reader.tree.nodes.insert(Vec::new(), node);
-        reader.directory(fd, &[]);
+        reader.directory(&fd, &[]);
         reader.tree
     }
 
@@ -88,16 +103,32 @@ impl Tree {
 
     /// How `self` and `other` differ, a line each; empty when they do not.
     pub fn differences(&self, other: &Self, ignore: Ignore) -> Vec<String> {
-        let mut lines: Vec<String> = self.oddities.iter().chain(&other.oddities).cloned().collect();
+        let mut lines: Vec<String> = self
+            .oddities
+            .iter()
+            .chain(&other.oddities)
+            .cloned()
+            .collect();
         for (path, node) in &self.nodes {
             match other.nodes.get(path) {
-                None => lines.push(format!("{}: only in the first ({})", show(path), node.describe())),
-                Some(twin) => lines.extend(node.differences(twin, ignore).map(|line| format!("{}: {line}", show(path)))),
+                None => lines.push(format!(
+                    "{}: only in the first ({})",
+                    show(path),
+                    node.describe()
+                )),
+                Some(twin) => lines.extend(
+                    node.differences(twin, ignore)
+                        .map(|line| format!("{}: {line}", show(path))),
+                ),
             }
         }
         for (path, node) in &other.nodes {
             if !self.nodes.contains_key(path) {
-                lines.push(format!("{}: only in the second ({})", show(path), node.describe()));
+                lines.push(format!(
+                    "{}: only in the second ({})",
+                    show(path),
+                    node.describe()
+                ));
             }
         }
         lines
@@ -105,7 +136,16 @@ impl Tree {
 
     /// Replaces every modification time.
     pub fn map_times(&mut self, change: impl Fn((i64, u32)) -> (i64, u32)) {
-        self.nodes.values_mut().for_each(|node| node.mtime = change(node.mtime));
+        self.nodes
+            .values_mut()
+            .for_each(|node| node.mtime = change(node.mtime));
+    }
+
+    /// Leaves out all extended attributes whose names start with `prefix`.
+    pub fn forget_xattrs(&mut self, prefix: &[u8]) {
+        self.nodes
+            .values_mut()
+            .for_each(|node| node.xattrs.retain(|name, _| !name.starts_with(prefix)));
     }
 
     /// Panics with the first differences unless the two are the same.
@@ -113,7 +153,10 @@ impl Tree {
     pub fn assert_same(&self, label: &str, other: &Self, other_label: &str, ignore: Ignore) {
         let lines = self.differences(other, ignore);
         if !lines.is_empty() {
-            let mut message = format!("{label} (first) and {other_label} (second) differ in {} ways:\n", lines.len());
+            let mut message = format!(
+                "{label} (first) and {other_label} (second) differ in {} ways:\n",
+                lines.len()
+            );
             for line in lines.iter().take(30) {
                 let _ = writeln!(message, "  {line}");
             }
@@ -124,36 +167,43 @@ impl Tree {
 
 impl Node {
     fn differences(&self, twin: &Self, ignore: Ignore) -> impl Iterator<Item = String> {
-        let mut lines = Vec::new();
-        let mut check = |what: &str, one: String, other: String| {
-            if one != other {
-                lines.push(format!("{what}: {one} ≠ {other}"));
-            }
-        };
-        check("type", format!("{:?}", self.kind), format!("{:?}", twin.kind));
-        if self.kind == twin.kind {
-            check("mode", format!("{:04o}", self.mode), format!("{:04o}", twin.mode));
-            check("size", self.size.to_string(), twin.size.to_string());
-            check("device", format!("{:#x}", self.rdev), format!("{:#x}", twin.rdev));
-            check("content", show_content(self), show_content(twin));
-            if !(ignore.dir_nlink && self.kind == FileType::Directory) {
-                check("link count", self.nlink.to_string(), twin.nlink.to_string());
-            }
-        }
-        check("owner", format!("{}:{}", self.uid, self.gid), format!("{}:{}", twin.uid, twin.gid));
-        check("xattrs", show_xattrs(&self.xattrs), show_xattrs(&twin.xattrs));
-        check("same inode as", show(&self.identity), show(&twin.identity));
-        if !ignore.mtime {
-            check("mtime", show_time(self.mtime), show_time(twin.mtime));
-        }
-        if !ignore.ino {
-            check("inode number", self.ino.to_string(), twin.ino.to_string());
-        }
-        lines.into_iter()
+        let (mine, theirs) = (self.shown(ignore), twin.shown(ignore));
+        let same_kind = self.kind == twin.kind;
+        let pairs = mine.into_iter().zip(theirs);
+        // Of another type: that says it all.
+        pairs
+            .take(if same_kind { usize::MAX } else { 1 })
+            .filter(|((_, one), (_, other))| one != other)
+            .map(|((what, one), (_, other))| format!("{what}: {one} ≠ {other}"))
+    }
+
+    /// What is compared, in words, by name; what `ignore` says is left empty.
+    fn shown(&self, ignore: Ignore) -> [(&'static str, String); 11] {
+        let unless = |ignored: bool, text: String| if ignored { String::new() } else { text };
+        let is_dir = self.kind == FileType::Directory;
+        [
+            ("type", format!("{:?}", self.kind)),
+            ("mode", format!("{:04o}", self.mode)),
+            ("size", self.size.to_string()),
+            ("device", format!("{:#x}", self.rdev)),
+            ("content", show_content(self)),
+            (
+                "link count",
+                unless(ignore.dir_nlink && is_dir, self.nlink.to_string()),
+            ),
+            ("owner", format!("{}:{}", self.uid, self.gid)),
+            ("xattrs", show_xattrs(&self.xattrs)),
+            ("same inode as", show(&self.identity)),
+            ("mtime", unless(ignore.mtime, show_time(self.mtime))),
+            ("inode number", unless(ignore.ino, self.ino.to_string())),
+        ]
     }
 
     fn describe(&self) -> String {
-        format!("{:?}, mode {:04o}, {} bytes", self.kind, self.mode, self.size)
+        format!(
+            "{:?}, mode {:04o}, {} bytes",
+            self.kind, self.mode, self.size
+        )
     }
 }
 
@@ -165,18 +215,22 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Reads what is in the directory `fd`, whose path is `path`, and below.
-    fn directory(&mut self, fd: OwnedFd, path: &[u8]) {
+    fn directory(&mut self, fd: &OwnedFd, path: &[u8]) {
         if self.skip.contains(&path) {
             return;
         }
         let mut names: Vec<(Vec<u8>, FileType, u64)> = Vec::new();
-        let listing = match Dir::read_from(&fd) {
+        let listing = match Dir::read_from(fd) {
             Ok(listing) => listing,
             Err(error) => return self.odd(path, &format!("cannot be listed: {error}")),
         };
         for entry in listing {
             match entry {
-                Ok(entry) => names.push((entry.file_name().to_bytes().to_vec(), entry.file_type(), entry.ino())),
+                Ok(entry) => names.push((
+                    entry.file_name().to_bytes().to_vec(),
+                    entry.file_type(),
+                    entry.ino(),
+                )),
                 Err(error) => return self.odd(path, &format!("listing breaks off: {error}")),
             }
         }
@@ -193,32 +247,49 @@ impl Reader<'_> {
             }
         }
         for (name, listed_type, listed_ino) in names {
-            let child = if path.is_empty() { name.clone() } else { [path, b"/", &name].concat() };
-            self.entry(&fd, &name, child, listed_type, listed_ino);
+            let child = if path.is_empty() {
+                name.clone()
+            } else {
+                [path, b"/", &name].concat()
+            };
+            self.entry(fd, &name, &child, listed_type, listed_ino);
         }
     }
 
-    fn entry(&mut self, dir: &OwnedFd, name: &[u8], path: Vec<u8>, listed_type: FileType, listed_ino: u64) {
+    fn entry(
+        &mut self,
+        dir: &OwnedFd,
+        name: &[u8],
+        path: &[u8],
+        listed_type: FileType,
+        listed_ino: u64,
+    ) {
         let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
-            Err(error) => return self.odd(&path, &format!("is listed, yet stat says {error}")),
+            Err(error) => return self.odd(path, &format!("is listed, yet stat says {error}")),
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         if listed_type != kind && listed_type != FileType::Unknown {
-            self.odd(&path, &format!("is listed as {listed_type:?} and is a {kind:?}"));
+            self.odd(
+                path,
+                &format!("is listed as {listed_type:?} and is a {kind:?}"),
+            );
         }
         if listed_ino != stat.st_ino {
-            self.odd(&path, &format!("is listed as inode {listed_ino} and is {}", stat.st_ino));
+            self.odd(
+                path,
+                &format!("is listed as inode {listed_ino} and is {}", stat.st_ino),
+            );
         }
-        let node = self.node(dir, name, &stat, &path);
-        self.tree.nodes.insert(path.clone(), node);
+        let node = self.node(dir, name, &stat, path);
+        self.tree.nodes.insert(path.to_vec(), node);
         if kind == FileType::Directory {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match openat(dir, name, flags, Mode::empty()) {
-                Ok(fd) => self.directory(fd, &path),
+                Ok(fd) => self.directory(&fd, path),
                 // An ordinary user reads what it may.
                 Err(rustix::io::Errno::ACCESS) if !super::is_root() => {}
-                Err(error) => self.odd(&path, &format!("cannot be opened: {error}")),
+                Err(error) => self.odd(path, &format!("cannot be opened: {error}")),
             }
         }
     }
@@ -227,10 +298,16 @@ impl Reader<'_> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         let content = match kind {
             FileType::RegularFile => self.hash(dir, name, path),
-            FileType::Symlink => readlinkat(dir, name, Vec::new()).ok().map(std::ffi::CString::into_bytes),
+            FileType::Symlink => readlinkat(dir, name, Vec::new())
+                .ok()
+                .map(std::ffi::CString::into_bytes),
             _ => Some(Vec::new()),
         };
-        let identity = self.first.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| path.to_vec()).clone();
+        let identity = self
+            .first
+            .entry((stat.st_dev, stat.st_ino))
+            .or_insert_with(|| path.to_vec())
+            .clone();
         let sized = matches!(kind, FileType::RegularFile | FileType::Symlink);
         let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
         Node {
@@ -299,7 +376,10 @@ pub fn read_xattrs(path: &[u8]) -> rustix::io::Result<BTreeMap<Vec<u8>, Vec<u8>>
         Err(error) => return Err(error),
     };
     let mut found = BTreeMap::new();
-    for name in names[..used].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+    for name in names[..used]
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty())
+    {
         let mut value = vec![0; 64 << 10];
         let length = rustix::fs::lgetxattr(path, name, &mut value[..])?;
         value.truncate(length);
@@ -329,7 +409,9 @@ fn show_content(node: &Node) -> String {
 }
 
 fn show_xattrs(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> String {
-    let shown: Vec<String> =
-        xattrs.iter().map(|(name, value)| format!("{}={}", name.escape_ascii(), value.escape_ascii())).collect();
+    let shown: Vec<String> = xattrs
+        .iter()
+        .map(|(name, value)| format!("{}={}", name.escape_ascii(), value.escape_ascii()))
+        .collect();
     format!("[{}]", shown.join(", "))
 }
