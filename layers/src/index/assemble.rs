@@ -7,19 +7,29 @@ use zerocopy::FromZeros;
 use super::IndexKind;
 use super::build::BuildError;
 use super::format::{
-    DirentRecord, FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_INLINE, FLAG_LINKS, FLAG_OPAQUE, InodeRecord,
-    LinkRecord,
+    AliasRecord, AttributesRecord, EntryKind, EntryRecord, FLAG_IMPLICIT, FLAG_LINKS, FLAG_OPAQUE,
 };
-use super::intern::{Heap, Objects, count};
+use super::intern::{Heap, Table, count};
 use super::layout::{self, Tables};
 use super::xattrs;
 use crate::digest::Digest;
 
-/// What the numbers in an inode record refer to.
-#[derive(Clone, Copy)]
+/// What the numbers in an entry record refer to.
+#[derive(Clone, Copy, Default)]
 pub(super) struct Source<'a> {
-    pub heap: &'a [u8],
+    pub attributes: &'a [AttributesRecord],
     pub objects: &'a [[u8; 32]],
+    pub heap: &'a [u8],
+}
+
+impl<'a> From<&Tables<'a>> for Source<'a> {
+    fn from(tables: &Tables<'a>) -> Self {
+        Self {
+            attributes: tables.attributes,
+            objects: tables.objects,
+            heap: tables.heap,
+        }
+    }
 }
 
 /// A name of an entry and its 48-bit hash.
@@ -32,13 +42,12 @@ pub(super) struct HashedName<'a> {
 /// An index under construction.
 ///
 /// The caller walks the tree breadth first: [`Self::open_dir`] for each directory in the order of
-/// inode numbers, and for each of its entries in order [`Self::add_new`] or
-/// [`Self::add_existing`].
+/// their numbers, and for each of its entries in order [`Self::add_new`] or [`Self::add_alias`].
 pub(super) struct Assembler {
-    inodes: Vec<InodeRecord>,
-    dirents: Vec<DirentRecord>,
-    links: Vec<LinkRecord>,
-    objects: Objects,
+    entries: Vec<EntryRecord>,
+    attributes: Table<AttributesRecord>,
+    objects: Table<[u8; 32]>,
+    aliases: Vec<AliasRecord>,
     /// All strings but names. Its first byte is zero, so no string has offset 0.
     strings: Heap,
     /// Names have a heap of their own, so that they stand close together in the file.
@@ -49,112 +58,101 @@ impl Assembler {
     /// `capacity`: about how many entries there will be.
     pub fn new(capacity: usize) -> Self {
         Self {
-            inodes: Vec::with_capacity(capacity),
-            dirents: Vec::with_capacity(capacity),
-            links: Vec::new(),
-            objects: Objects::new(capacity / 2),
+            entries: Vec::with_capacity(capacity),
+            attributes: Table::new("sets of attributes", 0),
+            objects: Table::new("objects", capacity / 2),
+            aliases: Vec::new(),
             strings: Heap::new(&[0], capacity / 8),
             names: Heap::new(&[], capacity / 2),
         }
     }
 
     /// Adds the root directory.
-    pub fn add_root(&mut self, record: &InodeRecord, source: Source<'_>) -> Result<(), BuildError> {
+    pub fn add_root(&mut self, record: &EntryRecord, source: Source<'_>) -> Result<(), BuildError> {
         let root = self.copy(record, source)?;
-        self.inodes.push(root);
+        self.entries.push(root);
         Ok(())
     }
 
     /// Begins the entries of a directory.
     pub fn open_dir(&mut self, dir: u32) {
-        let first = self.dirents.len() as u32;
-        if let Some(inode) = self.inodes.get_mut(dir as usize) {
-            inode.data = first.into();
+        let first = self.entries.len() as u32;
+        if let Some(dir) = self.entries.get_mut(dir as usize) {
+            dir.data = first.into();
         }
     }
 
-    /// Adds an entry and the inode it names. Returns the inode's number.
+    /// Adds an entry and the inode it names. Returns its number.
     pub fn add_new(
         &mut self,
         dir: u32,
         name: HashedName<'_>,
-        record: &InodeRecord,
+        record: &EntryRecord,
         source: Source<'_>,
     ) -> Result<u32, BuildError> {
-        let number = count(self.inodes.len(), "inodes")?;
-        let mut inode = self.copy(record, source)?;
-        inode.parent = dir.into();
-        inode.dirent = self.add_dirent(dir, name, number, &inode)?.into();
-        self.inodes.push(inode);
-        Ok(number)
+        let inode = self.copy(record, source)?;
+        self.push(dir, name, inode)
     }
 
     /// Adds another name for an inode that is there already and is not a directory.
-    pub fn add_existing(
+    pub fn add_alias(
         &mut self,
         dir: u32,
         name: HashedName<'_>,
-        number: u32,
+        inode: u32,
     ) -> Result<(), BuildError> {
-        let Some(mut inode) = self.inodes.get(number as usize).copied() else {
-            return Ok(());
-        };
-        let dirent = self.add_dirent(dir, name, number, &inode)?;
-        if !inode.has(FLAG_LINKS) {
-            self.links.push(LinkRecord {
-                inode: number.into(),
-                dirent: inode.dirent,
-                parent: inode.parent,
-            });
-            inode.flags = (inode.flags.get() | FLAG_LINKS).into();
-            if let Some(slot) = self.inodes.get_mut(number as usize) {
-                *slot = inode;
-            }
+        let mut entry = blank(EntryKind::Alias, 0);
+        entry.data = inode.into();
+        let alias = self.push(dir, name, entry)?;
+        self.aliases.push(AliasRecord {
+            inode: inode.into(),
+            alias: alias.into(),
+        });
+        if let Some(inode) = self.entries.get_mut(inode as usize) {
+            inode.kind |= FLAG_LINKS;
         }
-        let link = LinkRecord {
-            inode: number.into(),
-            dirent: dirent.into(),
-            parent: dir.into(),
-        };
-        self.links.push(link);
         Ok(())
     }
 
-    /// Adds a dirent and counts it in its directory. Returns its number.
-    fn add_dirent(
+    /// Gives an entry its name and counts it in its directory. Returns its number.
+    fn push(
         &mut self,
         dir: u32,
         name: HashedName<'_>,
-        number: u32,
-        inode: &InodeRecord,
+        entry: EntryRecord,
     ) -> Result<u32, BuildError> {
-        let dirent = count(self.dirents.len(), "names")?;
-        self.dirents.push(DirentRecord {
+        let number = count(self.entries.len(), "entries")?;
+        self.entries.push(EntryRecord {
             hash_high: ((name.hash >> 16) as u32).into(),
             hash_low: (name.hash as u16).into(),
             name_len: name.name.len() as u8,
-            file_type: (inode.file_type() >> 12) as u8,
             name: self.names.intern(name.name)?.into(),
-            inode: number.into(),
+            parent: dir.into(),
+            ..entry
         });
-        if let Some(dir) = self.inodes.get_mut(dir as usize) {
-            dir.size += 1 + (u64::from(inode.is_dir()) << 32);
+        if let Some(dir) = self.entries.get_mut(dir as usize) {
+            dir.size += 1 + (u64::from(entry.is_dir()) << 32);
         }
-        Ok(dirent)
+        Ok(number)
     }
 
-    /// A copy of an inode record that refers to this index instead of `source`, for now without
-    /// names and entries.
+    /// A copy of an inode that refers to this index instead of `source`, without names and
+    /// entries.
     fn copy(
         &mut self,
-        record: &InodeRecord,
+        record: &EntryRecord,
         source: Source<'_>,
-    ) -> Result<InodeRecord, BuildError> {
-        let mut inode = *record;
-        inode.flags = (inode.flags.get() & !FLAG_LINKS).into();
-        inode.parent = 0.into();
-        inode.dirent = 0.into();
-        let data = record.data.get();
+    ) -> Result<EntryRecord, BuildError> {
+        let (kind, data) = (
+            record.kind().unwrap_or(EntryKind::Socket),
+            record.data.get(),
+        );
+        let mut inode = blank(kind, record.kind & (FLAG_OPAQUE | FLAG_IMPLICIT));
+        inode.attributes = self.copy_attributes(record, source)?.into();
+        if kind == EntryKind::Directory {
+            return Ok(inode);
+        }
+        inode.size = record.size;
         let bytes = || {
             let start = data as usize;
             source
@@ -162,34 +160,40 @@ impl Assembler {
                 .get(start..start + record.size.get() as usize)
                 .unwrap_or_default()
         };
-        match record.file_type() {
-            libc::S_IFDIR => {
-                inode.data = 0.into();
-                inode.size = 0.into();
-            }
-            libc::S_IFREG if record.has(FLAG_HARDLINK) => {
-                // Never shared, so that a reader can bound the work of checking them.
-                inode.data = self.strings.append(bytes())?.into();
-            }
-            libc::S_IFREG if record.has(FLAG_INLINE) => {
-                inode.data = self.strings.intern(bytes())?.into();
-            }
-            libc::S_IFREG => {
+        let data = match kind {
+            // Never shared, so that a reader can bound the work of checking them.
+            EntryKind::HardLink => self.strings.append(bytes())?,
+            EntryKind::Inline | EntryKind::Symlink => self.strings.intern(bytes())?,
+            EntryKind::Object => {
                 let digest = source
                     .objects
                     .get(data as usize)
                     .copied()
                     .unwrap_or_default();
-                inode.data = self.objects.intern(&digest)?.into();
+                self.objects.intern(&digest)?
             }
-            libc::S_IFLNK => inode.data = self.strings.intern(bytes())?.into(),
-            _ => {}
-        }
-        if record.xattrs.get() != 0 {
-            let set = xattrs::check(source.heap, record.xattrs.get()).unwrap_or_default();
-            inode.xattrs = self.strings.intern(set)?.into();
-        }
+            _ => data,
+        };
+        inode.data = data.into();
         Ok(inode)
+    }
+
+    fn copy_attributes(
+        &mut self,
+        record: &EntryRecord,
+        source: Source<'_>,
+    ) -> Result<u32, BuildError> {
+        let number = record.attributes.get() as usize;
+        let mut attributes = source
+            .attributes
+            .get(number)
+            .copied()
+            .unwrap_or_else(AttributesRecord::new_zeroed);
+        if attributes.xattrs.get() != 0 {
+            let set = xattrs::check(source.heap, attributes.xattrs.get()).unwrap_or_default();
+            attributes.xattrs = self.strings.intern(set)?.into();
+        }
+        self.attributes.intern(&attributes)
     }
 
     /// The finished sections. A merged index loses the marks that only layers have.
@@ -198,24 +202,26 @@ impl Assembler {
         kind: IndexKind,
         identity: Option<Digest>,
     ) -> Result<Sections, BuildError> {
-        self.links
-            .sort_unstable_by_key(|link| (link.inode.get(), link.dirent.get()));
-        if kind == IndexKind::Merged {
-            for inode in self.inodes.iter_mut().filter(|inode| inode.is_dir()) {
-                inode.flags = (inode.flags.get() & !(FLAG_IMPLICIT | FLAG_OPAQUE)).into();
-            }
-        }
+        self.aliases
+            .sort_unstable_by_key(|alias| (alias.inode.get(), alias.alias.get()));
         let first_name = self.strings.append(self.names.bytes())?;
-        for dirent in &mut self.dirents {
-            dirent.name += first_name;
+        let mut entries = self.entries;
+        // The root has no name.
+        for entry in entries.iter_mut().skip(1) {
+            entry.name += first_name;
+        }
+        if kind == IndexKind::Merged {
+            for entry in &mut entries {
+                entry.kind &= !(FLAG_IMPLICIT | FLAG_OPAQUE);
+            }
         }
         Ok(Sections {
             kind,
             identity: identity.map(|digest| digest.0).unwrap_or_default(),
-            inodes: self.inodes,
-            dirents: self.dirents,
-            objects: self.objects.into_digests(),
-            links: self.links,
+            entries,
+            attributes: self.attributes.into_records(),
+            objects: self.objects.into_records(),
+            aliases: self.aliases,
             heap: self.strings.into_bytes(),
         })
     }
@@ -225,10 +231,10 @@ impl Assembler {
 pub(super) struct Sections {
     kind: IndexKind,
     identity: [u8; 32],
-    inodes: Vec<InodeRecord>,
-    dirents: Vec<DirentRecord>,
+    entries: Vec<EntryRecord>,
+    attributes: Vec<AttributesRecord>,
     objects: Vec<[u8; 32]>,
-    links: Vec<LinkRecord>,
+    aliases: Vec<AliasRecord>,
     heap: Vec<u8>,
 }
 
@@ -236,10 +242,10 @@ impl Sections {
     /// Writes the whole file.
     pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
         let tables = Tables {
-            inodes: &self.inodes,
-            dirents: &self.dirents,
+            entries: &self.entries,
+            attributes: &self.attributes,
             objects: &self.objects,
-            links: &self.links,
+            aliases: &self.aliases,
             heap: &self.heap,
         };
         let head = layout::head(self.kind, self.identity, &tables);
@@ -262,11 +268,10 @@ impl Sections {
     }
 }
 
-/// An inode record with only its type, permissions and flags set.
-pub(super) fn blank(mode: u32, flags: u16) -> InodeRecord {
-    InodeRecord {
-        mode: (mode as u16).into(),
-        flags: flags.into(),
-        ..InodeRecord::new_zeroed()
+/// An entry record of a kind, all else zero.
+pub(super) fn blank(kind: EntryKind, flags: u8) -> EntryRecord {
+    EntryRecord {
+        kind: kind as u8 | flags,
+        ..EntryRecord::new_zeroed()
     }
 }

@@ -3,86 +3,40 @@
 //! Nodes, names and strings are kept in a few large vectors. A name that is replaced or removed
 //! leaves its node behind; what cannot be reached from the root at the end is not written.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use hashbrown::HashTable;
+use zerocopy::little_endian::U32;
 
 use super::IndexKind;
-use super::assemble::{Assembler, HashedName, Sections, Source, blank};
+use super::assemble::blank;
 use super::format::{
-    FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_INLINE, FLAG_OPAQUE, FLAG_WHITEOUT, INLINE_MAX, InodeRecord,
-    MAJOR_MAX, MINOR_MAX, NAME_MAX, SYMLINK_MAX, XATTR_NAME_MAX, XATTR_VALUE_MAX, name_hash,
-    name_is_legal,
+    AttributesRecord, EntryKind, EntryRecord, FLAG_IMPLICIT, FLAG_OPAQUE, INLINE_MAX, MAJOR_MAX,
+    MINOR_MAX, SYMLINK_MAX, name_hash, name_is_legal,
 };
-use super::intern::{Heap, Objects, count};
+use super::intern::{Heap, Table, count};
 use super::xattrs;
 use crate::digest::{Digest, ObjectId};
 
-/// Permissions of a directory that nothing describes.
-const IMPLICIT_MODE: u32 = libc::S_IFDIR | 0o755;
+mod error;
+mod finish;
 
-/// Why a tree cannot become an index.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// A number does not fit in 32 bits.
-    #[error("too many {what} for one index (its numbers have 32 bits)")]
-    Full {
-        /// What there is too much of.
-        what: &'static str,
-    },
-    /// A name that no directory can have.
-    #[error("'{}' cannot be the name of a file (1 to {NAME_MAX} bytes, not '.' or '..', no '/' or NUL)", .0.escape_ascii())]
-    Name(Vec<u8>),
-    /// A mode that does not fit the contents.
-    #[error("mode {0:#o} does not fit what the entry is")]
-    Mode(u32),
-    /// Nanoseconds out of range.
-    #[error("{0} nanoseconds are a second or more")]
-    Nanoseconds(u32),
-    /// Inline contents over the limit.
-    #[error("{0} bytes are too many to be kept in the index (at most {INLINE_MAX})")]
-    InlineLength(usize),
-    /// A symlink target that cannot be.
-    #[error("a symlink's target must have 1 to {SYMLINK_MAX} bytes without NUL, not {0} bytes")]
-    SymlinkTarget(usize),
-    /// A device number out of range.
-    #[error("device {major}:{minor} is out of range (at most {MAJOR_MAX}:{MINOR_MAX})")]
-    Device {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// The path of a hard link is not a normal relative path.
-    #[error("'{}' cannot be the target of a hard link", .0.escape_ascii())]
-    HardLinkTarget(Vec<u8>),
-    /// More extended attributes than an inode can have.
-    #[error("more than 65,535 extended attributes on one file")]
-    TooManyXattrs,
-    /// A name that no extended attribute can have.
-    #[error("'{}' cannot be the name of an extended attribute (1 to {XATTR_NAME_MAX} bytes, no NUL)", .0.escape_ascii())]
-    XattrName(Vec<u8>),
-    /// A value over the limit.
-    #[error("extended attribute '{}' has {len} bytes (at most {XATTR_VALUE_MAX})", .name.escape_ascii())]
-    XattrValue {
-        /// Name of the attribute.
-        name: Vec<u8>,
-        /// Length of its value, in bytes.
-        len: usize,
-    },
-    /// A name was to be made in something else than a directory.
-    #[error("not a directory")]
-    NotADirectory,
-    /// A second name for a directory.
-    #[error("a directory cannot have a second name")]
-    DirectoryLinked,
-    /// A merged index was to have a whiteout or a hard link to a lower layer.
-    #[error("a merged index cannot have whiteouts or links to lower layers")]
-    LayerOnly,
-    /// Writing the index failed.
-    #[error("cannot write the index: {0}")]
-    Io(#[from] io::Error),
-}
+pub use error::BuildError;
+
+/// Attributes of a directory that nothing describes.
+const IMPLICIT: Meta = Meta {
+    mode: libc::S_IFDIR | 0o755,
+    uid: 0,
+    gid: 0,
+    mtime: (0, 0),
+};
+/// Attributes of whiteouts and hard links, which have none.
+const NO_ATTRIBUTES: Meta = Meta {
+    mode: 0,
+    uid: 0,
+    gid: 0,
+    mtime: (0, 0),
+};
 
 /// A node of a [`Builder`]. Of no use in another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -163,14 +117,15 @@ impl Link {
 /// which they are added: where a layer has both an entry and a whiteout of the same name, the
 /// entry counts, and a directory is opaque then.
 pub struct Builder {
-    nodes: Vec<InodeRecord>,
+    nodes: Vec<EntryRecord>,
     /// Of each node: whether it is a directory with a name.
     named: Vec<bool>,
     links: Vec<Link>,
     /// Numbers in `links`, found by directory and name.
     table: HashTable<u32>,
+    attributes: Table<AttributesRecord>,
+    objects: Table<[u8; 32]>,
     heap: Heap,
-    objects: Objects,
 }
 
 impl Default for Builder {
@@ -182,14 +137,22 @@ impl Default for Builder {
 impl Builder {
     /// An empty tree: an implicit root, mode 0755, owner 0:0, mtime 0.
     pub fn new() -> Self {
-        Self {
-            nodes: vec![blank(IMPLICIT_MODE, FLAG_IMPLICIT)],
+        let mut builder = Self {
+            nodes: Vec::new(),
             named: vec![true],
             links: Vec::new(),
             table: HashTable::new(),
+            attributes: Table::new("sets of attributes", 0),
+            objects: Table::new("objects", 0),
             heap: Heap::new(&[0], 0),
-            objects: Objects::new(0),
-        }
+        };
+        // The first set of attributes, so there is room for it.
+        let attributes = builder
+            .attributes
+            .intern(&attributes(IMPLICIT, 0))
+            .unwrap_or_default();
+        builder.nodes.push(implicit_dir(attributes));
+        builder
     }
 
     /// The root directory.
@@ -216,25 +179,13 @@ impl Builder {
         content: Content,
         xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     ) -> Result<BuildNode, BuildError> {
-        let file_type = meta.mode & libc::S_IFMT;
-        let node = match content {
-            Content::Whiteout => blank(libc::S_IFCHR, FLAG_WHITEOUT),
-            Content::HardLink(path) => {
-                if !path.split(|byte| *byte == b'/').all(name_is_legal) {
-                    return Err(BuildError::HardLinkTarget(path));
-                }
-                let mut node = blank(libc::S_IFREG, FLAG_HARDLINK);
-                node.data = self.heap.append(&path)?.into();
-                node.size = (path.len() as u64).into();
-                node
-            }
-            content if !fits(file_type, &content) => return Err(BuildError::Mode(meta.mode)),
-            content => {
-                let mut node = self.with_meta(meta, xattrs)?;
-                self.set_content(&mut node, content)?;
-                node
-            }
+        let kind = kind_of(meta.mode & libc::S_IFMT, &content);
+        let mut node = blank(kind.ok_or(BuildError::Mode(meta.mode))?, 0);
+        node.attributes = match content {
+            Content::Whiteout | Content::HardLink(_) => self.intern(NO_ATTRIBUTES, Vec::new())?,
+            _ => self.intern(meta, xattrs)?,
         };
+        self.set_content(&mut node, content)?;
         self.push(node)
     }
 
@@ -243,7 +194,8 @@ impl Builder {
     /// # Errors
     /// When the index is full.
     pub fn add_implicit_dir(&mut self) -> Result<BuildNode, BuildError> {
-        self.push(blank(IMPLICIT_MODE, FLAG_IMPLICIT))
+        let attributes = self.intern(IMPLICIT, Vec::new())?;
+        self.push(implicit_dir(attributes.get()))
     }
 
     /// Gives a node a name. Whatever had the name loses it; a directory's entries go with it.
@@ -263,13 +215,13 @@ impl Builder {
             return Err(BuildError::DirectoryLinked);
         }
         let hash = name_hash(name);
-        let whiteout = new.has(FLAG_WHITEOUT);
+        let whiteout = new.is(EntryKind::Whiteout);
         if let Some(number) = self.find(dir, name, hash) {
             let old = self
                 .links
                 .get(number as usize)
                 .map_or(NO_NODE, |link| link.node);
-            let was_whiteout = self.node(BuildNode(old)).has(FLAG_WHITEOUT);
+            let was_whiteout = self.node(BuildNode(old)).is(EntryKind::Whiteout);
             if let Some(link) = self.links.get_mut(number as usize) {
                 link.whiteout |= whiteout || was_whiteout;
                 if whiteout {
@@ -291,7 +243,7 @@ impl Builder {
     /// # Errors
     /// As [`Self::link`].
     pub fn whiteout(&mut self, dir: BuildNode, name: &[u8]) -> Result<(), BuildError> {
-        let node = self.push(blank(libc::S_IFCHR, FLAG_WHITEOUT))?;
+        let node = self.add(NO_ATTRIBUTES, Content::Whiteout, Vec::new())?;
         self.link(dir, name, node)
     }
 
@@ -323,7 +275,7 @@ impl Builder {
     /// The target of a symlink; `None` for any other node.
     pub fn symlink_target(&self, node: BuildNode) -> Option<&[u8]> {
         let node = self.node(node);
-        let is_symlink = node.file_type() == libc::S_IFLNK;
+        let is_symlink = node.is(EntryKind::Symlink);
         is_symlink.then(|| self.heap.at(node.data.get(), node.size.get()))
     }
 
@@ -345,10 +297,10 @@ impl Builder {
         if meta.mode & libc::S_IFMT != libc::S_IFDIR {
             return Err(BuildError::Mode(meta.mode));
         }
-        let mut node = self.with_meta(meta, xattrs)?;
-        if let Some(slot) = self.nodes.get_mut(dir.0 as usize) {
-            node.flags = (slot.flags.get() & FLAG_OPAQUE).into();
-            *slot = node;
+        let attributes = self.intern(meta, xattrs)?;
+        if let Some(node) = self.nodes.get_mut(dir.0 as usize) {
+            node.attributes = attributes;
+            node.kind &= !FLAG_IMPLICIT;
         }
         Ok(())
     }
@@ -360,7 +312,7 @@ impl Builder {
             .get_mut(dir.0 as usize)
             .filter(|node| node.is_dir())
         {
-            node.flags = (node.flags.get() | FLAG_OPAQUE).into();
+            node.kind |= FLAG_OPAQUE;
         }
     }
 
@@ -385,14 +337,14 @@ impl Builder {
         Ok(self.assemble(kind, identity)?.write_to(out)?)
     }
 
-    fn node(&self, node: BuildNode) -> InodeRecord {
+    fn node(&self, node: BuildNode) -> EntryRecord {
         self.nodes
             .get(node.0 as usize)
             .copied()
-            .unwrap_or_else(|| blank(0, 0))
+            .unwrap_or_else(|| blank(EntryKind::Socket, 0))
     }
 
-    fn push(&mut self, node: InodeRecord) -> Result<BuildNode, BuildError> {
+    fn push(&mut self, node: EntryRecord) -> Result<BuildNode, BuildError> {
         let number = count(self.nodes.len(), "inodes")?;
         self.nodes.push(node);
         self.named.push(false);
@@ -405,35 +357,24 @@ impl Builder {
         }
     }
 
-    /// A node with these attributes and no content.
-    fn with_meta(
-        &mut self,
-        meta: Meta,
-        xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    ) -> Result<InodeRecord, BuildError> {
-        let (seconds, nanoseconds) = meta.mtime;
+    /// The number of a set of attributes.
+    fn intern(&mut self, meta: Meta, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Result<U32, BuildError> {
         if meta.mode & !(libc::S_IFMT | 0o7777) != 0 {
             return Err(BuildError::Mode(meta.mode));
         }
-        if nanoseconds >= 1_000_000_000 {
-            return Err(BuildError::Nanoseconds(nanoseconds));
+        if meta.mtime.1 >= 1_000_000_000 {
+            return Err(BuildError::Nanoseconds(meta.mtime.1));
         }
-        let mut node = blank(meta.mode, 0);
-        node.uid = meta.uid.into();
-        node.gid = meta.gid.into();
-        node.mtime_sec = seconds.into();
-        node.mtime_nsec = nanoseconds.into();
-        node.xattrs = self.heap.intern(&xattrs::encode(xattrs)?)?.into();
-        Ok(node)
+        let set = self.heap.intern(&xattrs::encode(xattrs)?)?;
+        Ok(self.attributes.intern(&attributes(meta, set))?.into())
     }
 
-    fn set_content(&mut self, node: &mut InodeRecord, content: Content) -> Result<(), BuildError> {
+    fn set_content(&mut self, node: &mut EntryRecord, content: Content) -> Result<(), BuildError> {
         match content {
             Content::Inline(bytes) => {
                 if bytes.len() as u64 > INLINE_MAX {
                     return Err(BuildError::InlineLength(bytes.len()));
                 }
-                node.flags = FLAG_INLINE.into();
                 node.size = (bytes.len() as u64).into();
                 node.data = self.heap.intern(&bytes)?.into();
             }
@@ -448,17 +389,20 @@ impl Builder {
                 node.size = (target.len() as u64).into();
                 node.data = self.heap.intern(&target)?.into();
             }
+            Content::HardLink(path) => {
+                if !path.split(|byte| *byte == b'/').all(name_is_legal) {
+                    return Err(BuildError::HardLinkTarget(path));
+                }
+                node.size = (path.len() as u64).into();
+                node.data = self.heap.intern(&path)?.into();
+            }
             Content::Device { major, minor } => {
                 if major > MAJOR_MAX || minor > MINOR_MAX {
                     return Err(BuildError::Device { major, minor });
                 }
                 node.data = (major << 20 | minor).into();
             }
-            Content::Directory
-            | Content::Fifo
-            | Content::Socket
-            | Content::Whiteout
-            | Content::HardLink(_) => {}
+            Content::Directory | Content::Fifo | Content::Socket | Content::Whiteout => {}
         }
         Ok(())
     }
@@ -503,147 +447,43 @@ impl Builder {
     fn name(&self, link: &Link) -> &[u8] {
         self.heap.at(link.name, u64::from(link.name_len))
     }
+}
 
-    /// Walks the tree breadth first and numbers it.
-    fn assemble(
-        mut self,
-        kind: IndexKind,
-        identity: Option<Digest>,
-    ) -> Result<Sections, BuildError> {
-        self.settle_whiteouts();
-        self.table = HashTable::new();
-        let order = self.sorted_links();
-        let source = Source {
-            heap: self.heap.bytes(),
-            objects: self.objects.digests(),
-        };
-        let mut out = Assembler::new(self.links.len() + 1);
-        let root = self.node(BuildNode(0));
-        out.add_root(&root, source)?;
-        // The number that each node has in the index.
-        let mut numbers = vec![NO_NODE; self.nodes.len()];
-        // Nodes of the directories in the order of their numbers, and those numbers.
-        let mut dirs = std::collections::VecDeque::from([(0_u32, 0_u32)]);
-        while let Some((dir, dir_number)) = dirs.pop_front() {
-            out.open_dir(dir_number);
-            for link in order
-                .links_of(dir)
-                .iter()
-                .filter_map(|at| self.links.get(*at as usize))
-            {
-                let record = self.node(BuildNode(link.node));
-                if kind == IndexKind::Merged && record.has(FLAG_WHITEOUT | FLAG_HARDLINK) {
-                    return Err(BuildError::LayerOnly);
-                }
-                let name = HashedName {
-                    name: self.name(link),
-                    hash: link.hash(),
-                };
-                let Some(number) = numbers.get_mut(link.node as usize) else {
-                    continue;
-                };
-                // A whiteout is never shared: it is not a file that can have several names.
-                if *number != NO_NODE && !record.has(FLAG_WHITEOUT) {
-                    out.add_existing(dir_number, name, *number)?;
-                    continue;
-                }
-                *number = out.add_new(dir_number, name, &record, source)?;
-                if record.is_dir() {
-                    dirs.push_back((link.node, *number));
-                }
-            }
-        }
-        out.finish(kind, identity)
-    }
+/// The kind of entry for a content; `None` when the file type does not fit it.
+fn kind_of(file_type: u32, content: &Content) -> Option<EntryKind> {
+    let (kind, fits) = match content {
+        Content::Directory => (EntryKind::Directory, file_type == libc::S_IFDIR),
+        Content::Inline(_) => (EntryKind::Inline, file_type == libc::S_IFREG),
+        Content::Object { .. } => (EntryKind::Object, file_type == libc::S_IFREG),
+        Content::Symlink(_) => (EntryKind::Symlink, file_type == libc::S_IFLNK),
+        Content::Device { .. } if file_type == libc::S_IFBLK => (EntryKind::BlockDevice, true),
+        Content::Device { .. } => (EntryKind::CharDevice, file_type == libc::S_IFCHR),
+        Content::Fifo => (EntryKind::Fifo, file_type == libc::S_IFIFO),
+        Content::Socket => (EntryKind::Socket, file_type == libc::S_IFSOCK),
+        Content::Whiteout => (EntryKind::Whiteout, true),
+        Content::HardLink(_) => (EntryKind::HardLink, true),
+    };
+    fits.then_some(kind)
+}
 
-    /// A directory with a whiteout of its own name hides what is below. If nothing says its
-    /// attributes, those of the deleted directory are not taken: it is a new one.
-    fn settle_whiteouts(&mut self) {
-        for link in self
-            .links
-            .iter()
-            .filter(|link| link.whiteout && link.node != NO_NODE)
-        {
-            if let Some(node) = self.nodes.get_mut(link.node as usize)
-                && node.is_dir()
-            {
-                node.flags = FLAG_OPAQUE.into();
-            }
-        }
-    }
-
-    /// The names of all directories, each directory's sorted by (hash, name).
-    fn sorted_links(&self) -> SortedLinks {
-        let live = || {
-            (0_u32..)
-                .zip(&self.links)
-                .filter(|(_, link)| link.node != NO_NODE)
-        };
-        let mut ends = vec![0_u32; self.nodes.len()];
-        for (_, link) in live() {
-            if let Some(count) = ends.get_mut(link.dir as usize) {
-                *count += 1;
-            }
-        }
-        let mut total = 0;
-        for end in &mut ends {
-            // For now the start; filling it in makes it the end.
-            total += std::mem::replace(end, total);
-        }
-        let mut numbers = vec![0; total as usize];
-        for (number, link) in live() {
-            if let Some(end) = ends.get_mut(link.dir as usize)
-                && let Some(slot) = numbers.get_mut(*end as usize)
-            {
-                *slot = number;
-                *end += 1;
-            }
-        }
-        let mut start = 0;
-        for end in &ends {
-            let of_dir = numbers.get_mut(start..*end as usize).unwrap_or_default();
-            of_dir.sort_unstable_by_key(|number| {
-                self.links
-                    .get(*number as usize)
-                    .map(|link| (link.hash(), self.name(link)))
-            });
-            start = *end as usize;
-        }
-        SortedLinks { numbers, ends }
+/// The record of attributes that were checked.
+fn attributes(meta: Meta, xattrs: u32) -> AttributesRecord {
+    AttributesRecord {
+        permissions: (meta.mode as u16 & 0o7777).into(),
+        reserved: 0.into(),
+        uid: meta.uid.into(),
+        gid: meta.gid.into(),
+        xattrs: xattrs.into(),
+        mtime_sec: meta.mtime.0.into(),
+        mtime_nsec: meta.mtime.1.into(),
     }
 }
 
-/// Numbers of names, by directory.
-struct SortedLinks {
-    numbers: Vec<u32>,
-    /// Where each node's names end; they begin where those of the node before end.
-    ends: Vec<u32>,
-}
-
-impl SortedLinks {
-    fn links_of(&self, dir: u32) -> &[u32] {
-        let dir = dir as usize;
-        let start = dir
-            .checked_sub(1)
-            .and_then(|before| self.ends.get(before))
-            .copied();
-        let end = self.ends.get(dir).copied().unwrap_or_default();
-        self.numbers
-            .get(start.unwrap_or_default() as usize..end as usize)
-            .unwrap_or_default()
-    }
-}
-
-/// Whether a file type fits a content.
-fn fits(file_type: u32, content: &Content) -> bool {
-    match content {
-        Content::Directory => file_type == libc::S_IFDIR,
-        Content::Inline(_) | Content::Object { .. } => file_type == libc::S_IFREG,
-        Content::Symlink(_) => file_type == libc::S_IFLNK,
-        Content::Device { .. } => file_type == libc::S_IFCHR || file_type == libc::S_IFBLK,
-        Content::Fifo => file_type == libc::S_IFIFO,
-        Content::Socket => file_type == libc::S_IFSOCK,
-        Content::Whiteout | Content::HardLink(_) => true,
+/// A directory that the archive does not have.
+fn implicit_dir(attributes: u32) -> EntryRecord {
+    EntryRecord {
+        attributes: attributes.into(),
+        ..blank(EntryKind::Directory, FLAG_IMPLICIT)
     }
 }
 

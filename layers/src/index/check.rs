@@ -1,144 +1,150 @@
 //! The check of an index at open: after it accessors need no errors.
 //!
-//! The numbering is canonical: directories are visited in the order of their numbers, entries in
-//! the order of their dirents, and every inode gets the next number when its first name is
-//! reached. One pass that follows this order therefore shows that every inode is reachable, that
-//! there are no cycles, and that a directory has exactly one name.
+//! The numbering is canonical: directories are visited in the order of their numbers, and each
+//! directory's entries take the next numbers. One pass that follows this order therefore shows
+//! that every entry is in exactly one directory, that every inode is reachable from the root, and
+//! that there are no cycles.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use super::IndexKind;
 use super::error::IndexError;
 use super::format::{
-    DirentRecord, FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_INLINE, FLAG_LINKS, FLAG_OPAQUE,
-    FLAG_WHITEOUT, INLINE_MAX, InodeRecord, LinkRecord, SYMLINK_MAX, SectionKind, name_hash,
-    name_is_legal,
+    AliasRecord, AttributesRecord, EntryKind, EntryRecord, FLAG_IMPLICIT, FLAG_LINKS, FLAG_OPAQUE,
+    INLINE_MAX, SYMLINK_MAX, SectionKind, name_hash, name_is_legal,
 };
 use super::layout::Tables;
 use super::xattrs;
 
-/// Flags of each file type.
-const DIRECTORY_FLAGS: u16 = FLAG_OPAQUE | FLAG_IMPLICIT;
-const REGULAR_FLAGS: u16 = FLAG_INLINE | FLAG_LINKS | FLAG_HARDLINK;
-const CHAR_DEVICE_FLAGS: u16 = FLAG_WHITEOUT | FLAG_LINKS;
-/// Flags that only a layer index may have.
-const LAYER_FLAGS: u16 = FLAG_OPAQUE | FLAG_IMPLICIT | FLAG_WHITEOUT | FLAG_HARDLINK;
-
 /// Checks every record.
 pub(super) fn check(kind: IndexKind, tables: &Tables<'_>) -> Result<(), IndexError> {
     if tables.heap.first() != Some(&0) {
-        let problem = "does not begin with a zero byte";
         return Err(IndexError::Section {
             section: SectionKind::Heap,
-            problem,
+            problem: "does not begin with a zero byte",
         });
     }
+    check_attributes(tables)?;
     let mut inodes = InodeCheck {
         kind,
         tables,
-        seen_xattrs: HashSet::new(),
-        shared_bytes: 0,
+        aliases: 0,
+        linked: 0,
+        hard_link_bytes: 0,
     };
-    for (number, inode) in tables.inodes.iter().enumerate() {
+    for (number, entry) in tables.entries.iter().enumerate() {
         inodes
-            .check(inode)
-            .map_err(|problem| IndexError::inode(number, problem))?;
+            .check(number, entry)
+            .map_err(|problem| IndexError::entry(number, problem))?;
     }
-    let mut tree = TreeCheck {
-        tables,
-        next_inode: 1,
-        next_dirent: 0,
-        linked_names: 0,
-    };
-    tree.check()?;
-    if tree.linked_names != tables.links.len() {
-        return Err(IndexError::link(
-            tables.links.len(),
-            "the section does not have every name",
-        ));
-    }
-    check_links(tables)
+    let (aliases, linked) = (inodes.aliases, inodes.linked);
+    check_tree(tables)?;
+    check_aliases(tables, aliases, linked)
 }
 
-/// Checks what an inode record says by itself.
+fn check_attributes(tables: &Tables<'_>) -> Result<(), IndexError> {
+    // Sets of xattrs are in the heap once each and do not overlap. That bounds the work on a
+    // hostile index.
+    let mut sets = HashSet::new();
+    let mut set_bytes = 0;
+    for (number, attributes) in tables.attributes.iter().enumerate() {
+        let fail = |problem| IndexError::Record {
+            section: SectionKind::Attributes,
+            number,
+            problem,
+        };
+        check_plain_attributes(attributes).map_err(fail)?;
+        let xattrs = attributes.xattrs.get();
+        if xattrs != 0 && sets.insert(xattrs) {
+            set_bytes += xattrs::check(tables.heap, xattrs).map_err(fail)?.len();
+            if set_bytes > tables.heap.len() {
+                return Err(fail("xattr sets overlap in the heap"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_plain_attributes(attributes: &AttributesRecord) -> Result<(), &'static str> {
+    if attributes.permissions.get() > 0o7777 {
+        return Err("permissions have more than 12 bits");
+    }
+    if attributes.reserved.get() != 0 {
+        return Err("reserved field is not zero");
+    }
+    if attributes.mtime_nsec.get() >= 1_000_000_000 {
+        return Err("mtime has more than 999,999,999 nanoseconds");
+    }
+    Ok(())
+}
+
+/// Checks what an entry says of its inode.
 struct InodeCheck<'a> {
     kind: IndexKind,
     tables: &'a Tables<'a>,
-    /// Offsets of the xattr sets that have been checked.
-    seen_xattrs: HashSet<u32>,
-    /// Bytes of the heap in xattr sets and hard link targets. They never overlap, which bounds the
-    /// work on a hostile index.
-    shared_bytes: usize,
+    /// Number of aliases.
+    aliases: usize,
+    /// Number of inodes with [`FLAG_LINKS`].
+    linked: usize,
+    /// Bytes of the heap in paths of hard links. They never overlap, which bounds the work on a
+    /// hostile index.
+    hard_link_bytes: usize,
 }
 
 impl<'a> InodeCheck<'a> {
-    fn check(&mut self, inode: &InodeRecord) -> Result<(), &'static str> {
-        if inode.mtime_nsec.get() >= 1_000_000_000 {
-            return Err("mtime has more than 999,999,999 nanoseconds");
+    fn check(&mut self, number: usize, entry: &EntryRecord) -> Result<(), &'static str> {
+        let kind = entry.kind().ok_or("unknown kind of entry")?;
+        let flags = match kind {
+            EntryKind::Directory => FLAG_OPAQUE | FLAG_IMPLICIT,
+            EntryKind::Whiteout | EntryKind::Alias => 0,
+            _ => FLAG_LINKS,
+        };
+        if entry.kind & !(15 | flags) != 0 {
+            return Err("flags do not fit the kind of entry");
         }
-        if self.kind == IndexKind::Merged && inode.has(LAYER_FLAGS) {
+        let of_layer = matches!(kind, EntryKind::Whiteout | EntryKind::HardLink)
+            || entry.has(FLAG_OPAQUE | FLAG_IMPLICIT);
+        if of_layer && self.kind == IndexKind::Merged {
             return Err("a merged index has a mark that only layers have");
         }
-        let (flags, size_used) = match inode.file_type() {
-            libc::S_IFDIR => (DIRECTORY_FLAGS, true),
-            libc::S_IFREG => (REGULAR_FLAGS, true),
-            libc::S_IFLNK => (FLAG_LINKS, true),
-            libc::S_IFCHR => (CHAR_DEVICE_FLAGS, false),
-            libc::S_IFBLK | libc::S_IFIFO | libc::S_IFSOCK => (FLAG_LINKS, false),
-            _ => return Err("unknown file type"),
-        };
-        if inode.has(!flags) {
-            return Err("flags do not fit the file type");
+        if entry.attributes.get() as usize >= self.tables.attributes.len() {
+            return Err("no such attributes");
         }
-        if !size_used && inode.size.get() != 0 {
-            return Err("size does not fit the file type");
-        }
-        self.check_data(inode)?;
-        self.check_xattrs(inode.xattrs.get())
+        self.linked += usize::from(entry.has(FLAG_LINKS));
+        self.check_data(number, entry, kind)
     }
 
-    fn check_data(&mut self, inode: &InodeRecord) -> Result<(), &'static str> {
-        match inode.file_type() {
-            libc::S_IFREG if inode.has(FLAG_HARDLINK) => self.check_hard_link(inode),
-            libc::S_IFREG if inode.has(FLAG_INLINE) => {
-                if inode.size.get() > INLINE_MAX {
-                    return Err("inline contents too long");
-                }
-                self.heap_range(inode).map(|_| ())
-            }
-            libc::S_IFREG if inode.data.get() as usize >= self.tables.objects.len() => {
-                Err("no such object")
-            }
-            libc::S_IFLNK => {
-                if !(1..=SYMLINK_MAX as u64).contains(&inode.size.get()) {
-                    return Err("length of the symlink target is not 1 to 4095 bytes");
-                }
-                if self.heap_range(inode)?.contains(&0) {
-                    return Err("NUL in a symlink target");
-                }
-                Ok(())
-            }
-            libc::S_IFCHR if inode.has(FLAG_WHITEOUT) => {
-                let plain = inode.data.get() == 0 && !inode.has(FLAG_LINKS);
-                if plain {
-                    Ok(())
-                } else {
-                    Err("malformed whiteout")
-                }
-            }
-            libc::S_IFIFO | libc::S_IFSOCK if inode.data.get() != 0 => {
-                Err("data does not fit the file type")
+    fn check_data(
+        &mut self,
+        number: usize,
+        entry: &EntryRecord,
+        kind: EntryKind,
+    ) -> Result<(), &'static str> {
+        let (size, data) = (entry.size.get(), entry.data.get());
+        match kind {
+            EntryKind::Directory => Ok(()),
+            EntryKind::Object if (data as usize) < self.tables.objects.len() => Ok(()),
+            EntryKind::Object => Err("no such object"),
+            EntryKind::Inline if size > INLINE_MAX => Err("inline contents too long"),
+            EntryKind::Inline => self.heap_range(entry).map(|_| ()),
+            EntryKind::Symlink => check_target(self.heap_range(entry)?),
+            EntryKind::HardLink => self.check_hard_link(entry),
+            _ if size != 0 => Err("size does not fit the kind of entry"),
+            EntryKind::Alias => self.check_alias(number, entry),
+            EntryKind::Fifo | EntryKind::Socket | EntryKind::Whiteout if data != 0 => {
+                Err("data does not fit the kind of entry")
             }
             _ => Ok(()),
         }
     }
 
-    fn check_hard_link(&mut self, inode: &InodeRecord) -> Result<(), &'static str> {
-        let path = self.heap_range(inode)?;
-        if inode.has(FLAG_INLINE) || inode.xattrs.get() != 0 {
-            return Err("malformed hard link to a lower layer");
+    fn check_hard_link(&mut self, entry: &EntryRecord) -> Result<(), &'static str> {
+        let path = self.heap_range(entry)?;
+        self.hard_link_bytes += path.len();
+        if self.hard_link_bytes > self.tables.heap.len() {
+            return Err("paths of hard links overlap in the heap");
         }
-        self.count_bytes(path.len())?;
         if path.split(|byte| *byte == b'/').all(name_is_legal) {
             Ok(())
         } else {
@@ -146,27 +152,24 @@ impl<'a> InodeCheck<'a> {
         }
     }
 
-    fn check_xattrs(&mut self, offset: u32) -> Result<(), &'static str> {
-        if offset != 0 && self.seen_xattrs.insert(offset) {
-            let len = xattrs::check(self.tables.heap, offset)?.len();
-            self.count_bytes(len)?;
+    fn check_alias(&mut self, number: usize, entry: &EntryRecord) -> Result<(), &'static str> {
+        self.aliases += 1;
+        let target = entry.data.get() as usize;
+        if target >= number || entry.attributes.get() != 0 {
+            return Err("malformed alias");
         }
-        Ok(())
-    }
-
-    fn count_bytes(&mut self, len: usize) -> Result<(), &'static str> {
-        self.shared_bytes = self.shared_bytes.saturating_add(len);
-        if self.shared_bytes > self.tables.heap.len() {
-            return Err("xattr sets or hard link targets overlap in the heap");
+        // Only kinds that may have several names have the flag.
+        match self.tables.entries.get(target) {
+            Some(inode) if inode.has(FLAG_LINKS) => Ok(()),
+            _ => Err("alias of an inode that is not marked to have several names"),
         }
-        Ok(())
     }
 
     /// The `size` bytes at `data` in the heap.
-    fn heap_range(&self, inode: &InodeRecord) -> Result<&'a [u8], &'static str> {
-        let start = u64::from(inode.data.get());
+    fn heap_range(&self, entry: &EntryRecord) -> Result<&'a [u8], &'static str> {
+        let start = u64::from(entry.data.get());
         start
-            .checked_add(inode.size.get())
+            .checked_add(entry.size.get())
             .and_then(|end| {
                 self.tables
                     .heap
@@ -176,161 +179,112 @@ impl<'a> InodeCheck<'a> {
     }
 }
 
+fn check_target(target: &[u8]) -> Result<(), &'static str> {
+    if !(1..=SYMLINK_MAX).contains(&target.len()) {
+        return Err("symlink target does not have 1 to 4095 bytes");
+    }
+    if target.contains(&0) {
+        return Err("NUL in a symlink target");
+    }
+    Ok(())
+}
+
 /// Follows the tree from the root.
-struct TreeCheck<'a> {
-    tables: &'a Tables<'a>,
-    /// Number of the inode that is to get its first name next.
-    next_inode: usize,
-    /// Number of the next directory's first dirent.
-    next_dirent: usize,
-    /// Dirents of inodes with [`FLAG_LINKS`].
-    linked_names: usize,
-}
-
-impl<'a> TreeCheck<'a> {
-    fn check(&mut self) -> Result<(), IndexError> {
-        let tables = self.tables;
-        let root = tables
-            .inodes
-            .first()
-            .ok_or_else(|| IndexError::inode(0, "no root"))?;
-        if !root.is_dir() || root.parent.get() != 0 || root.dirent.get() != 0 {
-            return Err(IndexError::inode(
-                0,
-                "the root is not a directory without a name",
-            ));
+fn check_tree(tables: &Tables<'_>) -> Result<(), IndexError> {
+    let root = tables
+        .entries
+        .first()
+        .ok_or_else(|| IndexError::entry(0, "no root"))?;
+    let named = root.hash() != 0 || root.name_len != 0 || root.name.get() != 0;
+    if !root.is_dir() || named || root.parent.get() != 0 {
+        return Err(IndexError::entry(
+            0,
+            "the root is not a directory without a name",
+        ));
+    }
+    // Number of the next directory's first entry. All before it are in a directory.
+    let mut next: u32 = 1;
+    for (number, dir) in (0_u32..).zip(tables.entries) {
+        let fail = |problem| IndexError::entry(number as usize, problem);
+        if number >= next {
+            return Err(fail("in no directory"));
         }
-        for (number, inode) in tables.inodes.iter().enumerate() {
-            if number >= self.next_inode {
-                return Err(IndexError::inode(number, "not reachable from the root"));
+        if dir.is_dir() {
+            let children = Tables::children(dir);
+            if children.start != next {
+                return Err(fail("entries do not follow those of the directory before"));
             }
-            if inode.is_dir() {
-                self.check_directory(number, inode)?;
+            if children.end as usize > tables.entries.len() {
+                return Err(fail("entries outside of the entries section"));
             }
-        }
-        if self.next_dirent != tables.dirents.len() {
-            return Err(IndexError::dirent(
-                self.next_dirent,
-                "belongs to no directory",
-            ));
-        }
-        Ok(())
-    }
-
-    fn check_directory(&mut self, number: usize, dir: &InodeRecord) -> Result<(), IndexError> {
-        let fail = |problem| IndexError::inode(number, problem);
-        if dir.data.get() as usize != self.next_dirent {
-            return Err(fail("entries do not follow those of the directory before"));
-        }
-        let end = self.next_dirent + dir.entry_count() as usize;
-        let entries = self
-            .tables
-            .dirents
-            .get(self.next_dirent..end)
-            .ok_or_else(|| fail("entries outside of the dirents section"))?;
-        let mut subdirs = 0;
-        let mut last: (u64, &[u8]) = (0, &[]);
-        for (dirent, record) in (self.next_dirent..end).zip(entries) {
-            let fail = |problem| IndexError::dirent(dirent, problem);
-            let key = check_name(self.tables, record).map_err(fail)?;
-            if key <= last {
-                return Err(fail("not sorted by hash and name"));
+            if check_directory(tables, number, &children)? != dir.subdir_count() {
+                return Err(fail("wrong number of subdirectories"));
             }
-            last = key;
-            let inode = self.check_target(number, dirent, record).map_err(fail)?;
-            subdirs += u32::from(inode.is_dir());
-        }
-        if subdirs != dir.subdir_count() {
-            return Err(fail("wrong number of subdirectories"));
-        }
-        self.next_dirent = end;
-        Ok(())
-    }
-
-    /// Checks the inode that an entry names.
-    fn check_target(
-        &mut self,
-        dir: usize,
-        dirent: usize,
-        record: &DirentRecord,
-    ) -> Result<&'a InodeRecord, &'static str> {
-        let number = record.inode.get() as usize;
-        let inode = self.tables.inodes.get(number).ok_or("no such inode")?;
-        if u32::from(record.file_type) != inode.file_type() >> 12 {
-            return Err("file type differs from the inode's");
-        }
-        let linked = inode.has(FLAG_LINKS);
-        self.linked_names += usize::from(linked);
-        if number == self.next_inode {
-            if inode.parent.get() as usize != dir || inode.dirent.get() as usize != dirent {
-                return Err("the inode does not point back to its first name");
-            }
-            self.next_inode += 1;
-        } else if number > self.next_inode {
-            return Err("inodes are not numbered in the order of their names");
-        } else if !linked {
-            return Err("one name too many for its inode");
-        }
-        Ok(inode)
-    }
-}
-
-/// The sort key of an entry: hash and name.
-fn check_name<'a>(
-    tables: &Tables<'a>,
-    record: &DirentRecord,
-) -> Result<(u64, &'a [u8]), &'static str> {
-    // A name is not empty, so an empty one here is also one outside of the heap.
-    let name = tables.name(record);
-    if !name_is_legal(name) {
-        return Err("illegal name");
-    }
-    let hash = record.hash();
-    if hash != name_hash(name) {
-        return Err("wrong hash of the name");
-    }
-    Ok((hash, name))
-}
-
-/// The links section has, sorted, all names of every inode that is marked to have several. The
-/// caller has compared the number of records.
-fn check_links(tables: &Tables<'_>) -> Result<(), IndexError> {
-    let links = tables.links;
-    let key = |link: &LinkRecord| (link.inode.get(), link.dirent.get());
-    for (number, link) in links.iter().enumerate() {
-        let fail = |problem| IndexError::link(number, problem);
-        let before = number.checked_sub(1).and_then(|before| links.get(before));
-        let after = links.get(number + 1);
-        if before.is_some_and(|before| key(before) >= key(link)) {
-            return Err(fail("not sorted"));
-        }
-        if ![before, after]
-            .into_iter()
-            .flatten()
-            .any(|other| other.inode == link.inode)
-        {
-            return Err(fail("the only name of its inode"));
-        }
-        let dirent = tables.dirents.get(link.dirent.get() as usize);
-        if dirent.is_none_or(|dirent| dirent.inode != link.inode) {
-            return Err(fail("the dirent does not name the inode"));
-        }
-        let inode = tables.inodes.get(link.inode.get() as usize);
-        if inode.is_none_or(|inode| !inode.has(FLAG_LINKS)) {
-            return Err(fail("the inode is not marked to have several names"));
-        }
-        let parent = tables.inodes.get(link.parent.get() as usize);
-        if parent.is_none_or(|parent| !holds(parent, link.dirent.get())) {
-            return Err(fail("the dirent is not in the directory"));
+            next = children.end;
         }
     }
     Ok(())
 }
 
-/// Whether `dirent` is one of the entries of `dir`.
-fn holds(dir: &InodeRecord, dirent: u32) -> bool {
-    dir.is_dir()
-        && dirent
-            .checked_sub(dir.data.get())
-            .is_some_and(|at| at < dir.entry_count())
+/// Checks names and order of a directory's entries. Returns how many of them are directories.
+fn check_directory(
+    tables: &Tables<'_>,
+    dir: u32,
+    children: &Range<u32>,
+) -> Result<u32, IndexError> {
+    let mut last: (u64, &[u8]) = (0, &[]);
+    let mut subdirs = 0;
+    for (number, entry) in children.clone().zip(tables.range(children)) {
+        let fail = |problem| IndexError::entry(number as usize, problem);
+        if entry.parent.get() != dir {
+            return Err(fail("names another directory than the one it is in"));
+        }
+        // A name that is not in the heap is empty here, so illegal.
+        let name = tables.name(entry);
+        if !name_is_legal(name) {
+            return Err(fail("illegal name"));
+        }
+        let key = (entry.hash(), name);
+        if key.0 != name_hash(name) {
+            return Err(fail("wrong hash of the name"));
+        }
+        if key <= last {
+            return Err(fail("not sorted by hash and name"));
+        }
+        last = key;
+        subdirs += u32::from(entry.is_dir());
+    }
+    Ok(subdirs)
+}
+
+/// The aliases section has, sorted, every alias, and every inode that is marked to have several
+/// names.
+fn check_aliases(tables: &Tables<'_>, aliases: usize, linked: usize) -> Result<(), IndexError> {
+    let key = |alias: &AliasRecord| (alias.inode.get(), alias.alias.get());
+    let mut inodes = 0;
+    let mut last = None;
+    for (number, alias) in tables.aliases.iter().enumerate() {
+        let fail = |problem| IndexError::alias(number, problem);
+        if last.is_some_and(|last| last >= key(alias)) {
+            return Err(fail("not sorted"));
+        }
+        inodes += usize::from(last.is_none_or(|(inode, _)| inode != alias.inode.get()));
+        last = Some(key(alias));
+        let entry = tables.entries.get(alias.alias.get() as usize);
+        let entry = entry.filter(|entry| entry.is(EntryKind::Alias));
+        if entry.is_none_or(|entry| entry.data != alias.inode) {
+            return Err(fail("the entry is not an alias of the inode"));
+        }
+    }
+    if tables.aliases.len() != aliases {
+        return Err(IndexError::alias(
+            tables.aliases.len(),
+            "an alias is missing",
+        ));
+    }
+    if inodes != linked {
+        let problem = "an inode that is marked to have several names is missing";
+        return Err(IndexError::alias(tables.aliases.len(), problem));
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! Entries of directories, and names of inodes.
 
-use super::format::{DirentRecord, FLAG_LINKS, LinkRecord, name_hash};
+use std::ops::Range;
+
+use super::format::{AliasRecord, EntryKind, EntryRecord, FLAG_LINKS, name_hash};
 use super::layout::Tables;
 use super::view::Ino;
 
@@ -18,35 +20,52 @@ pub struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    fn new(record: &'a DirentRecord, heap: &'a [u8]) -> Self {
-        let start = record.name.get() as usize;
-        let end = start + usize::from(record.name_len);
+    fn new(tables: &Tables<'a>, number: u32, record: &EntryRecord) -> Self {
+        let ino = Tables::target(number, record);
+        let inode = if ino == number {
+            Some(record)
+        } else {
+            tables.inode(ino)
+        };
+        let kind = inode.and_then(EntryRecord::kind);
         Self {
-            name: heap.get(start..end).unwrap_or_default(),
-            ino: Ino(record.inode.get()),
-            file_type: record.file_type,
+            name: tables.name(record),
+            ino: Ino(ino),
+            file_type: kind.map_or(libc::DT_UNKNOWN, EntryKind::file_type),
             hash: record.hash(),
         }
     }
 }
 
 /// The entries of a directory, sorted by (hash, name).
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Entries<'a> {
-    records: &'a [DirentRecord],
-    heap: &'a [u8],
+    tables: Tables<'a>,
+    /// Numbers of the entries that are left.
+    numbers: Range<u32>,
+    records: &'a [EntryRecord],
 }
 
 impl<'a> Entries<'a> {
-    pub(super) fn new(records: &'a [DirentRecord], heap: &'a [u8]) -> Self {
-        Self { records, heap }
+    /// The entries of the directory with this number; none for anything else.
+    pub(super) fn new(tables: Tables<'a>, dir: u32) -> Self {
+        let numbers = tables.inode(dir).map_or(0..0, Tables::children);
+        let records = tables.range(&numbers);
+        Self {
+            tables,
+            numbers,
+            records,
+        }
     }
 
     /// The entry at a position, counted from the iterator's.
     pub fn get(&self, at: usize) -> Option<Entry<'a>> {
-        self.records
-            .get(at)
-            .map(|record| Entry::new(record, self.heap))
+        let record = self.records.get(at)?;
+        Some(Entry::new(
+            &self.tables,
+            self.numbers.start + at as u32,
+            record,
+        ))
     }
 
     /// Position of the first entry whose 48-bit hash is not below `hash`; the number of entries
@@ -81,11 +100,13 @@ impl<'a> Entries<'a> {
     /// The entry with this name.
     pub(super) fn find(&self, name: &[u8]) -> Option<Entry<'a>> {
         let hash = name_hash(name);
-        let candidates = self.records.get(self.first_at(hash)..)?.iter();
-        candidates
-            .take_while(|record| record.hash() == hash)
-            .map(|record| Entry::new(record, self.heap))
-            .find(|entry| entry.name == name)
+        let first = self.first_at(hash);
+        let candidates = self.records.get(first..)?.iter();
+        let same_hash = candidates.take_while(|record| record.hash() == hash);
+        (first..)
+            .zip(same_hash)
+            .find(|(_, record)| self.tables.name(record) == name)
+            .and_then(|(at, _)| self.get(at))
     }
 }
 
@@ -93,9 +114,7 @@ impl<'a> Iterator for Entries<'a> {
     type Item = Entry<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (record, rest) = self.records.split_first()?;
-        self.records = rest;
-        Some(Entry::new(record, self.heap))
+        self.nth(0)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -103,8 +122,11 @@ impl<'a> Iterator for Entries<'a> {
     }
 
     fn nth(&mut self, n: usize) -> Option<Self::Item> {
-        self.records = self.records.get(n..).unwrap_or_default();
-        self.next()
+        let entry = self.get(n);
+        let gone = self.records.len().min(n.saturating_add(1));
+        self.records = self.records.get(gone..).unwrap_or_default();
+        self.numbers.start += gone as u32;
+        entry
     }
 }
 
@@ -114,37 +136,22 @@ impl ExactSizeIterator for Entries<'_> {}
 #[derive(Clone)]
 pub struct Names<'a> {
     tables: Tables<'a>,
-    single: Option<LinkRecord>,
-    links: &'a [LinkRecord],
+    first: Option<u32>,
+    aliases: &'a [AliasRecord],
 }
 
 impl<'a> Names<'a> {
     pub(super) fn new(tables: Tables<'a>, ino: Ino) -> Self {
-        let mut names = Self {
-            tables,
-            single: None,
-            links: &[],
+        let inode = tables.inode(ino.0).filter(|_| ino != Ino::ROOT);
+        let aliases = match inode {
+            Some(inode) if inode.has(FLAG_LINKS) => tables.aliases_of(ino.0),
+            _ => &[],
         };
-        match tables.inodes.get(ino.0 as usize) {
-            Some(inode) if inode.has(FLAG_LINKS) => {
-                let start = tables
-                    .links
-                    .partition_point(|link| link.inode.get() < ino.0);
-                let end = tables
-                    .links
-                    .partition_point(|link| link.inode.get() <= ino.0);
-                names.links = tables.links.get(start..end).unwrap_or_default();
-            }
-            Some(inode) if ino != Ino::ROOT => {
-                names.single = Some(LinkRecord {
-                    inode: ino.0.into(),
-                    dirent: inode.dirent,
-                    parent: inode.parent,
-                });
-            }
-            _ => {}
+        Self {
+            tables,
+            first: inode.map(|_| ino.0),
+            aliases,
         }
-        names
     }
 }
 
@@ -152,16 +159,19 @@ impl<'a> Iterator for Names<'a> {
     type Item = (Ino, Entry<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let link = match self.single.take() {
-            Some(link) => link,
-            None => *self.links.split_off_first()?,
+        let number = match self.first.take() {
+            Some(number) => number,
+            None => self.aliases.split_off_first()?.alias.get(),
         };
-        let dirent = self.tables.dirents.get(link.dirent.get() as usize)?;
-        Some((Ino(link.parent.get()), Entry::new(dirent, self.tables.heap)))
+        let record = self.tables.entries.get(number as usize)?;
+        Some((
+            Ino(record.parent.get()),
+            Entry::new(&self.tables, number, record),
+        ))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.links.len() + usize::from(self.single.is_some());
+        let left = self.aliases.len() + usize::from(self.first.is_some());
         (left, Some(left))
     }
 }

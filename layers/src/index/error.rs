@@ -55,28 +55,19 @@ pub enum IndexError {
 }
 
 impl IndexError {
-    /// An error in one inode record.
-    pub(super) fn inode(number: usize, problem: &'static str) -> Self {
+    /// An error in one entry record.
+    pub(super) fn entry(number: usize, problem: &'static str) -> Self {
         Self::Record {
-            section: SectionKind::Inodes,
+            section: SectionKind::Entries,
             number,
             problem,
         }
     }
 
-    /// An error in one dirent record.
-    pub(super) fn dirent(number: usize, problem: &'static str) -> Self {
+    /// An error in one alias record.
+    pub(super) fn alias(number: usize, problem: &'static str) -> Self {
         Self::Record {
-            section: SectionKind::Dirents,
-            number,
-            problem,
-        }
-    }
-
-    /// An error in one link record.
-    pub(super) fn link(number: usize, problem: &'static str) -> Self {
-        Self::Record {
-            section: SectionKind::Links,
+            section: SectionKind::Aliases,
             number,
             problem,
         }

@@ -64,14 +64,14 @@ pub struct Section {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum SectionKind {
-    /// [`InodeRecord`]s. Number 0 is the root directory.
-    Inodes = 1,
-    /// [`DirentRecord`]s: each directory's entries contiguous, sorted by (hash, name).
-    Dirents = 2,
-    /// 32-byte SHA-256 digests of file contents.
+    /// [`EntryRecord`]s. Number 0 is the root directory.
+    Entries = 1,
+    /// [`AttributesRecord`]s, each once.
+    Attributes = 2,
+    /// 32-byte SHA-256 digests of file contents, each once.
     Objects = 3,
-    /// [`LinkRecord`]s sorted by (inode, dirent): all names of inodes with more than one.
-    Links = 4,
+    /// [`AliasRecord`]s sorted by (inode, alias).
+    Aliases = 4,
     /// A zero byte, then symlink targets, inline file contents, xattr sets and names.
     Heap = 5,
 }
@@ -79,10 +79,10 @@ pub enum SectionKind {
 impl SectionKind {
     /// Every kind, in the order in which the sections stand in the file.
     pub const ALL: [Self; 5] = [
-        Self::Inodes,
-        Self::Dirents,
+        Self::Entries,
+        Self::Attributes,
         Self::Objects,
-        Self::Links,
+        Self::Aliases,
         Self::Heap,
     ];
 }
@@ -90,60 +90,142 @@ impl SectionKind {
 impl std::fmt::Display for SectionKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Inodes => "inodes",
-            Self::Dirents => "dirents",
+            Self::Entries => "entries",
+            Self::Attributes => "attributes",
             Self::Objects => "objects",
-            Self::Links => "links",
+            Self::Aliases => "aliases",
             Self::Heap => "heap",
         })
     }
 }
 
-/// One inode.
+/// A name in a directory, and the inode it names. The number of the record is the number of the
+/// inode. The entries of a directory have consecutive numbers, sorted by (hash, name).
+///
+/// A further name of an inode that has several is an *alias*: a record that only refers to the
+/// first name's.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub struct InodeRecord {
-    /// `S_IFMT | 07777` bits, as in `st_mode`.
-    pub mode: U16,
-    /// See the `FLAG_` constants.
-    pub flags: U16,
-    /// Owner.
-    pub uid: U32,
-    /// Group.
-    pub gid: U32,
-    /// Size in bytes for regular files and symlinks; number of entries in the low half and number
-    /// of subdirectories in the high half for directories; else 0.
+pub struct EntryRecord {
+    /// High 32 bits of the name's 48-bit hash ([`name_hash`]).
+    pub hash_high: U32,
+    /// Low 16 bits of the name's hash.
+    pub hash_low: U16,
+    /// Length of the name, 1 to 255; 0 for the root.
+    pub name_len: u8,
+    /// An [`EntryKind`] in the low four bits, and the `FLAG_` bits.
+    pub kind: u8,
+    /// Heap offset of the name.
+    pub name: U32,
+    /// Number of the inode's [`AttributesRecord`]; 0 for an alias.
+    pub attributes: U32,
+    /// Directory: number of entries in the low half, number of those that are directories in the
+    /// high half. Regular file, symlink or hard link: length of the contents, of the target or of
+    /// the path in bytes. Else 0.
     pub size: U64,
-    /// Modification time: seconds since 1970, may be negative.
-    pub mtime_sec: I64,
-    /// Modification time: nanoseconds, below 10⁹.
-    pub mtime_nsec: U32,
-    /// Directory: number of its first dirent. Regular file: number in the object table, or heap
-    /// offset of the contents with [`FLAG_INLINE`]. Symlink, or hard link to a lower layer: heap
-    /// offset of the target. Device: `rdev` as `major << 20 | minor` (12 + 20 bits).
+    /// Meaning depends on the kind, see [`EntryKind`].
     pub data: U32,
-    /// Heap offset of the xattr set, 0 for none.
-    pub xattrs: U32,
-    /// Inode number of the directory that holds this inode's first name; the root's is 0.
+    /// Number of the directory; 0 for the root.
     pub parent: U32,
-    /// Number of the dirent that is this inode's first name; the root's is 0.
-    pub dirent: U32,
 }
 
-impl InodeRecord {
-    /// The `S_IFMT` bits of the mode.
-    pub fn file_type(&self) -> u32 {
-        u32::from(self.mode.get()) & libc::S_IFMT
+/// What an [`EntryRecord`] is, and what its `data` means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EntryKind {
+    /// A directory. `data` is the number of its first entry.
+    Directory = 1,
+    /// A regular file whose contents are at the heap offset `data`.
+    Inline = 2,
+    /// A regular file whose contents are the object with the number `data`.
+    Object = 3,
+    /// A symbolic link whose target is at the heap offset `data`.
+    Symlink = 4,
+    /// A character device. `data` is `major << 20 | minor` (12 + 20 bits).
+    CharDevice = 5,
+    /// A block device. `data` as for a character device.
+    BlockDevice = 6,
+    /// A named pipe. `data` is 0.
+    Fifo = 7,
+    /// A socket. `data` is 0.
+    Socket = 8,
+    /// Layer index only: lower layers' entry of this name is deleted. `data` is 0.
+    Whiteout = 9,
+    /// Layer index only: a hard link to a name that is not in this layer. Its path, relative to
+    /// the root without a leading slash, is at the heap offset `data`.
+    HardLink = 10,
+    /// A further name of the inode with the number `data`, which is lower than this record's.
+    Alias = 11,
+}
+
+impl EntryKind {
+    /// The low four bits of [`EntryRecord::kind`] as a kind.
+    pub fn from_bits(kind: u8) -> Option<Self> {
+        Some(match kind & 15 {
+            1 => Self::Directory,
+            2 => Self::Inline,
+            3 => Self::Object,
+            4 => Self::Symlink,
+            5 => Self::CharDevice,
+            6 => Self::BlockDevice,
+            7 => Self::Fifo,
+            8 => Self::Socket,
+            9 => Self::Whiteout,
+            10 => Self::HardLink,
+            11 => Self::Alias,
+            _ => return None,
+        })
+    }
+
+    /// The file type as in `d_type`; shifted left by 12 it is that of `st_mode`. 0 for an alias.
+    pub fn file_type(self) -> u8 {
+        match self {
+            Self::Directory => libc::DT_DIR,
+            Self::Inline | Self::Object | Self::HardLink => libc::DT_REG,
+            Self::Symlink => libc::DT_LNK,
+            Self::CharDevice | Self::Whiteout => libc::DT_CHR,
+            Self::BlockDevice => libc::DT_BLK,
+            Self::Fifo => libc::DT_FIFO,
+            Self::Socket => libc::DT_SOCK,
+            Self::Alias => libc::DT_UNKNOWN,
+        }
+    }
+}
+
+/// Inode with more than one name: the others are in the aliases section.
+pub const FLAG_LINKS: u8 = 1 << 4;
+/// Layer index only: directory that hides what lower layers have below it.
+pub const FLAG_OPAQUE: u8 = 1 << 5;
+/// Layer index only: directory that the archive did not have, made for an entry below it. The
+/// merge takes its attributes from a lower layer where there is one.
+pub const FLAG_IMPLICIT: u8 = 1 << 6;
+/// Every flag.
+pub const FLAGS: u8 = FLAG_LINKS | FLAG_OPAQUE | FLAG_IMPLICIT;
+
+impl EntryRecord {
+    /// What this is; `None` for bits that mean nothing.
+    pub fn kind(&self) -> Option<EntryKind> {
+        EntryKind::from_bits(self.kind)
+    }
+
+    /// Whether this is of a kind.
+    pub fn is(&self, kind: EntryKind) -> bool {
+        self.kind & 15 == kind as u8
     }
 
     /// Whether this is a directory.
     pub fn is_dir(&self) -> bool {
-        self.file_type() == libc::S_IFDIR
+        self.is(EntryKind::Directory)
     }
 
-    /// Whether any of the `FLAG_` bits in `flags` is set.
-    pub fn has(&self, flags: u16) -> bool {
-        self.flags.get() & flags != 0
+    /// Whether any of these `FLAG_` bits is set.
+    pub fn has(&self, flags: u8) -> bool {
+        self.kind & flags & FLAGS != 0
+    }
+
+    /// The 48-bit hash of the name.
+    pub fn hash(&self) -> u64 {
+        u64::from(self.hash_high.get()) << 16 | u64::from(self.hash_low.get())
     }
 
     /// Of a directory: the number of its entries.
@@ -157,56 +239,36 @@ impl InodeRecord {
     }
 }
 
-/// Regular file whose contents are in the heap.
-pub const FLAG_INLINE: u16 = 1 << 0;
-/// Inode with more than one name; all its names are in the links section.
-pub const FLAG_LINKS: u16 = 1 << 1;
-/// Layer index only: directory that hides what lower layers have below it.
-pub const FLAG_OPAQUE: u16 = 1 << 2;
-/// Layer index only: this name is deleted (a character device 0:0 in `mode` and `data`).
-pub const FLAG_WHITEOUT: u16 = 1 << 3;
-/// Layer index only: directory that the archive did not have, made for an entry below it. The
-/// merge takes its attributes from a lower layer where there is one.
-pub const FLAG_IMPLICIT: u16 = 1 << 4;
-/// Layer index only: a hard link to a name that is not in this layer; the heap has its path,
-/// relative to the root, without a leading slash. `size` is the path's length.
-pub const FLAG_HARDLINK: u16 = 1 << 5;
-
-/// One name in a directory.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+/// Attributes that inodes have in common.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
-pub struct DirentRecord {
-    /// High 32 bits of the name's 48-bit hash ([`name_hash`]).
-    pub hash_high: U32,
-    /// Low 16 bits of the name's hash.
-    pub hash_low: U16,
-    /// Length of the name, 1 to 255.
-    pub name_len: u8,
-    /// The inode's file type: `(mode & S_IFMT) >> 12`, as in `d_type`.
-    pub file_type: u8,
-    /// Heap offset of the name.
-    pub name: U32,
-    /// Inode number.
-    pub inode: U32,
+pub struct AttributesRecord {
+    /// Permissions, setuid, setgid and sticky bit: the low 12 bits of `st_mode`.
+    pub permissions: U16,
+    /// Zero.
+    pub reserved: U16,
+    /// Owner.
+    pub uid: U32,
+    /// Group.
+    pub gid: U32,
+    /// Heap offset of the xattr set, 0 for none.
+    pub xattrs: U32,
+    /// Modification time: seconds since 1970, may be negative.
+    pub mtime_sec: I64,
+    /// Modification time: nanoseconds, below 10⁹.
+    pub mtime_nsec: U32,
 }
 
-impl DirentRecord {
-    /// The 48-bit hash of the name.
-    pub fn hash(&self) -> u64 {
-        u64::from(self.hash_high.get()) << 16 | u64::from(self.hash_low.get())
-    }
-}
-
-/// One name of an inode that has several.
+/// A further name of an inode.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub struct LinkRecord {
-    /// Inode number.
+pub struct AliasRecord {
+    /// Inode number, which is the number of its first name.
     pub inode: U32,
-    /// Number of the dirent.
-    pub dirent: U32,
-    /// Inode number of the directory that holds the dirent.
-    pub parent: U32,
+    /// Number of the entry that is the alias.
+    pub alias: U32,
 }
 
 /// The 48-bit hash that orders the entries of a directory: the top 48 bits of XXH3-64 of the

@@ -3,8 +3,7 @@
 use std::fmt;
 
 use super::format::{
-    FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_INLINE, FLAG_LINKS, FLAG_OPAQUE, FLAG_WHITEOUT, InodeRecord,
-    MINOR_MAX,
+    AttributesRecord, EntryKind, EntryRecord, FLAG_IMPLICIT, FLAG_LINKS, FLAG_OPAQUE, MINOR_MAX,
 };
 use super::layout::Tables;
 use super::view::Ino;
@@ -14,9 +13,9 @@ use crate::digest::{Digest, ObjectId};
 /// An inode. Cheap to copy.
 #[derive(Clone, Copy)]
 pub struct Inode<'a> {
-    pub(super) tables: Tables<'a>,
-    pub(super) record: &'a InodeRecord,
-    pub(super) ino: Ino,
+    tables: Tables<'a>,
+    record: &'a EntryRecord,
+    ino: Ino,
 }
 
 /// What an inode is, and its contents.
@@ -54,38 +53,67 @@ pub enum Data<'a> {
 }
 
 impl<'a> Inode<'a> {
+    pub(super) fn new(tables: Tables<'a>, ino: Ino) -> Option<Self> {
+        let record = tables.inode(ino.0)?;
+        Some(Self {
+            tables,
+            record,
+            ino,
+        })
+    }
+
+    fn kind(&self) -> EntryKind {
+        // The check at open has ruled out other bits.
+        self.record.kind().unwrap_or(EntryKind::Socket)
+    }
+
+    fn attributes(&self) -> Option<&'a AttributesRecord> {
+        self.tables.attributes_of(self.record)
+    }
+
     /// Its number.
     pub fn ino(&self) -> Ino {
         self.ino
     }
 
+    /// File type as in `d_type`.
+    pub fn file_type(&self) -> u8 {
+        self.kind().file_type()
+    }
+
     /// `S_IFMT | 07777` bits, as in `st_mode`.
     pub fn mode(&self) -> u32 {
-        u32::from(self.record.mode.get())
+        let permissions = self
+            .attributes()
+            .map_or(0, |attributes| attributes.permissions.get());
+        u32::from(self.file_type()) << 12 | u32::from(permissions)
     }
 
     /// Owner.
     pub fn uid(&self) -> u32 {
-        self.record.uid.get()
+        self.attributes()
+            .map_or(0, |attributes| attributes.uid.get())
     }
 
     /// Group.
     pub fn gid(&self) -> u32 {
-        self.record.gid.get()
+        self.attributes()
+            .map_or(0, |attributes| attributes.gid.get())
     }
 
     /// Size in bytes of a regular file, or of a symlink's target; 0 for anything else.
     pub fn size(&self) -> u64 {
-        if self.record.is_dir() || self.record.has(FLAG_HARDLINK) {
-            0
-        } else {
-            self.record.size.get()
+        match self.kind() {
+            EntryKind::Inline | EntryKind::Object | EntryKind::Symlink => self.record.size.get(),
+            _ => 0,
         }
     }
 
     /// Modification time: seconds since 1970 and nanoseconds.
     pub fn mtime(&self) -> (i64, u32) {
-        (self.record.mtime_sec.get(), self.record.mtime_nsec.get())
+        self.attributes().map_or((0, 0), |attributes| {
+            (attributes.mtime_sec.get(), attributes.mtime_nsec.get())
+        })
     }
 
     /// Link count: 2 and the number of subdirectories for a directory, else the number of names.
@@ -93,9 +121,7 @@ impl<'a> Inode<'a> {
         if self.record.is_dir() {
             self.record.subdir_count().saturating_add(2)
         } else if self.record.has(FLAG_LINKS) {
-            let links = self.tables.links;
-            let end = links.partition_point(|link| link.inode.get() <= self.ino.0);
-            (end - links.partition_point(|link| link.inode.get() < self.ino.0)) as u32
+            1 + self.tables.aliases_of(self.ino.0).len() as u32
         } else {
             1
         }
@@ -103,7 +129,10 @@ impl<'a> Inode<'a> {
 
     /// The extended attributes, sorted by name.
     pub fn xattrs(&self) -> Xattrs<'a> {
-        Xattrs::at(self.tables.heap, self.record.xattrs.get())
+        let set = self
+            .attributes()
+            .map_or(0, |attributes| attributes.xattrs.get());
+        Xattrs::at(self.tables.heap, set)
     }
 
     /// The value of one extended attribute.
@@ -115,7 +144,8 @@ impl<'a> Inode<'a> {
 
     /// Whether there are extended attributes.
     pub fn has_xattrs(&self) -> bool {
-        self.record.xattrs.get() != 0
+        self.attributes()
+            .is_some_and(|attributes| attributes.xattrs.get() != 0)
     }
 
     /// The directory that holds its first name; the root is its own parent.
@@ -138,28 +168,26 @@ impl<'a> Inode<'a> {
         let record = self.record;
         let data = record.data.get();
         let bytes = || self.tables.heap_at(data, record.size.get() as usize);
-        match record.file_type() {
-            libc::S_IFDIR => Data::Directory {
+        match self.kind() {
+            EntryKind::Directory => Data::Directory {
                 entries: record.entry_count(),
                 subdirs: record.subdir_count(),
             },
-            libc::S_IFREG if record.has(FLAG_INLINE) => Data::Inline(bytes()),
-            libc::S_IFREG if record.has(FLAG_HARDLINK) => Data::HardLink(bytes()),
-            libc::S_IFREG => Data::Object(ObjectId(Digest(
-                self.tables
-                    .objects
-                    .get(data as usize)
-                    .copied()
-                    .unwrap_or_default(),
-            ))),
-            libc::S_IFLNK => Data::Symlink(bytes()),
-            libc::S_IFIFO => Data::Fifo,
-            libc::S_IFSOCK => Data::Socket,
-            _ if record.has(FLAG_WHITEOUT) => Data::Whiteout,
-            _ => Data::Device {
+            EntryKind::Inline => Data::Inline(bytes()),
+            EntryKind::Object => {
+                let digest = self.tables.objects.get(data as usize);
+                Data::Object(ObjectId(Digest(digest.copied().unwrap_or_default())))
+            }
+            EntryKind::Symlink => Data::Symlink(bytes()),
+            EntryKind::CharDevice | EntryKind::BlockDevice => Data::Device {
                 major: data >> 20,
                 minor: data & MINOR_MAX,
             },
+            EntryKind::Fifo => Data::Fifo,
+            EntryKind::Whiteout => Data::Whiteout,
+            EntryKind::HardLink => Data::HardLink(bytes()),
+            // An alias is never made an `Inode`.
+            EntryKind::Socket | EntryKind::Alias => Data::Socket,
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Byte strings and digests stored once each.
+//! Byte strings and records stored once each.
 
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
+use zerocopy::{Immutable, IntoBytes};
 
 use super::build::BuildError;
 
@@ -69,51 +70,53 @@ fn slice(bytes: &[u8], offset: u32, len: u32) -> &[u8] {
     bytes.get(start..start + len as usize).unwrap_or_default()
 }
 
-/// The object table: digests stored once each.
-pub(super) struct Objects {
-    digests: Vec<[u8; 32]>,
-    table: HashTable<u32>,
+/// A table of records stored once each.
+pub(super) struct Table<T> {
+    records: Vec<T>,
+    numbers: HashTable<u32>,
+    /// What the records are, for the error when there are too many.
+    what: &'static str,
 }
 
-impl Objects {
-    pub fn new(capacity: usize) -> Self {
+impl<T: IntoBytes + Immutable + PartialEq + Copy> Table<T> {
+    /// A table with room for `capacity` distinct records.
+    pub fn new(what: &'static str, capacity: usize) -> Self {
         Self {
-            digests: Vec::new(),
-            table: HashTable::with_capacity(capacity),
+            records: Vec::new(),
+            numbers: HashTable::with_capacity(capacity),
+            what,
         }
     }
 
-    pub fn digests(&self) -> &[[u8; 32]] {
-        &self.digests
+    pub fn records(&self) -> &[T] {
+        &self.records
     }
 
-    pub fn into_digests(self) -> Vec<[u8; 32]> {
-        self.digests
+    pub fn into_records(self) -> Vec<T> {
+        self.records
     }
 
-    /// The number of an object; adds it when it is not there.
-    pub fn intern(&mut self, digest: &[u8; 32]) -> Result<u32, BuildError> {
-        let Self { digests, table } = self;
-        let hash = digest_hash(digest);
-        if let Some(at) = table.find(hash, |&at| digests.get(at as usize) == Some(digest)) {
+    /// The number of a record; adds it when it is not there.
+    pub fn intern(&mut self, record: &T) -> Result<u32, BuildError> {
+        let Self {
+            records,
+            numbers,
+            what,
+        } = self;
+        let hash = xxh3_64(record.as_bytes());
+        if let Some(at) = numbers.find(hash, |&at| records.get(at as usize) == Some(record)) {
             return Ok(*at);
         }
-        let number = count(digests.len(), "objects")?;
-        digests.push(*digest);
-        table.insert_unique(hash, number, |&at| {
-            digests
+        let number = count(records.len(), what)?;
+        records.push(*record);
+        numbers.insert_unique(hash, number, |&at| {
+            records
                 .get(at as usize)
-                .map(digest_hash)
+                .map(|record| xxh3_64(record.as_bytes()))
                 .unwrap_or_default()
         });
         Ok(number)
     }
-}
-
-/// A digest is as good a hash as any; its first bytes do.
-fn digest_hash(digest: &[u8; 32]) -> u64 {
-    let (&first, _) = digest.split_first_chunk().unwrap_or((&[0; 8], &[]));
-    u64::from_le_bytes(first)
 }
 
 /// A number of things as the index has it: 32 bits, one value left free.

@@ -8,7 +8,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 use super::IndexKind;
 use super::error::IndexError;
 use super::format::{
-    DirentRecord, Header, InodeRecord, LinkRecord, MAGIC, Section, SectionKind, VERSION,
+    AliasRecord, AttributesRecord, EntryKind, EntryRecord, Header, MAGIC, Section, SectionKind,
+    VERSION,
 };
 
 /// Number of sections: every kind once.
@@ -19,10 +20,10 @@ const ALIGN: u64 = 8;
 /// The record tables of an index, borrowed from its bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Tables<'a> {
-    pub inodes: &'a [InodeRecord],
-    pub dirents: &'a [DirentRecord],
+    pub entries: &'a [EntryRecord],
+    pub attributes: &'a [AttributesRecord],
     pub objects: &'a [[u8; 32]],
-    pub links: &'a [LinkRecord],
+    pub aliases: &'a [AliasRecord],
     pub heap: &'a [u8],
 }
 
@@ -36,43 +37,76 @@ impl<'a> Tables<'a> {
             .unwrap_or_default()
     }
 
-    /// The name of a dirent.
-    pub fn name(&self, dirent: &DirentRecord) -> &'a [u8] {
-        self.heap_at(dirent.name.get(), usize::from(dirent.name_len))
+    /// The name of an entry; empty for the root.
+    pub fn name(&self, entry: &EntryRecord) -> &'a [u8] {
+        self.heap_at(entry.name.get(), usize::from(entry.name_len))
     }
 
-    /// The entries of a directory; empty for anything else.
-    pub fn entries(&self, inode: &InodeRecord) -> &'a [DirentRecord] {
-        if !inode.is_dir() {
-            return &[];
+    /// The inode with a number; `None` for an alias.
+    pub fn inode(&self, number: u32) -> Option<&'a EntryRecord> {
+        self.entries
+            .get(number as usize)
+            .filter(|entry| !entry.is(EntryKind::Alias))
+    }
+
+    /// The number of the inode that an entry names.
+    pub fn target(number: u32, entry: &EntryRecord) -> u32 {
+        if entry.is(EntryKind::Alias) {
+            entry.data.get()
+        } else {
+            number
         }
-        let first = inode.data.get() as usize;
-        let end = first.saturating_add(inode.entry_count() as usize);
-        self.dirents.get(first..end).unwrap_or_default()
+    }
+
+    /// The numbers of a directory's entries; empty for anything else.
+    pub fn children(entry: &EntryRecord) -> Range<u32> {
+        if !entry.is_dir() {
+            return 0..0;
+        }
+        let first = entry.data.get();
+        first..first.saturating_add(entry.entry_count())
+    }
+
+    /// The entries with these numbers.
+    pub fn range(&self, numbers: &Range<u32>) -> &'a [EntryRecord] {
+        let range = numbers.start as usize..numbers.end as usize;
+        self.entries.get(range).unwrap_or_default()
+    }
+
+    /// The attributes of an inode.
+    pub fn attributes_of(&self, inode: &EntryRecord) -> Option<&'a AttributesRecord> {
+        self.attributes.get(inode.attributes.get() as usize)
+    }
+
+    /// The aliases of an inode.
+    pub fn aliases_of(&self, inode: u32) -> &'a [AliasRecord] {
+        let start = self
+            .aliases
+            .partition_point(|alias| alias.inode.get() < inode);
+        let end = self
+            .aliases
+            .partition_point(|alias| alias.inode.get() <= inode);
+        self.aliases.get(start..end).unwrap_or_default()
     }
 }
 
 /// Byte ranges of the sections.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
-    inodes: Range<usize>,
-    dirents: Range<usize>,
+    entries: Range<usize>,
+    attributes: Range<usize>,
     objects: Range<usize>,
-    links: Range<usize>,
+    aliases: Range<usize>,
     heap: Range<usize>,
 }
 
 impl Layout {
-    pub fn inodes<'a>(&self, file: &'a [u8]) -> &'a [InodeRecord] {
-        records(file, &self.inodes)
-    }
-
     pub fn tables<'a>(&self, file: &'a [u8]) -> Tables<'a> {
         Tables {
-            inodes: records(file, &self.inodes),
-            dirents: records(file, &self.dirents),
+            entries: records(file, &self.entries),
+            attributes: records(file, &self.attributes),
             objects: records(file, &self.objects),
-            links: records(file, &self.links),
+            aliases: records(file, &self.aliases),
             heap: file.get(self.heap.clone()).unwrap_or_default(),
         }
     }
@@ -161,10 +195,10 @@ fn header_checksum(header: &Header, table: &[Section]) -> u64 {
 /// one before, with zeros between them.
 fn read_sections(file: &[u8], table: &[Section; SECTIONS]) -> Result<Layout, IndexError> {
     let record_sizes = [
-        size_of::<InodeRecord>(),
-        size_of::<DirentRecord>(),
+        size_of::<EntryRecord>(),
+        size_of::<AttributesRecord>(),
         size_of::<[u8; 32]>(),
-        size_of::<LinkRecord>(),
+        size_of::<AliasRecord>(),
         1,
     ];
     let mut ranges: [Range<usize>; SECTIONS] = Default::default();
@@ -206,12 +240,12 @@ fn read_sections(file: &[u8], table: &[Section; SECTIONS]) -> Result<Layout, Ind
             actual: file.len() as u64,
         });
     }
-    let [inodes, dirents, objects, links, heap] = ranges;
+    let [entries, attributes, objects, aliases, heap] = ranges;
     Ok(Layout {
-        inodes,
-        dirents,
+        entries,
+        attributes,
         objects,
-        links,
+        aliases,
         heap,
     })
 }
@@ -252,10 +286,10 @@ pub(super) fn head(kind: IndexKind, identity: [u8; 32], tables: &Tables<'_>) -> 
 /// The bytes of each section, in file order.
 pub(super) fn section_bytes<'a>(tables: &Tables<'a>) -> [&'a [u8]; SECTIONS] {
     [
-        tables.inodes.as_bytes(),
-        tables.dirents.as_bytes(),
+        tables.entries.as_bytes(),
+        tables.attributes.as_bytes(),
         tables.objects.as_bytes(),
-        tables.links.as_bytes(),
+        tables.aliases.as_bytes(),
         tables.heap,
     ]
 }

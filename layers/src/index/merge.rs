@@ -19,8 +19,7 @@ use std::io::Write;
 use super::assemble::{Assembler, HashedName, Sections, Source};
 use super::build::BuildError;
 use super::entries::Entries;
-use super::format::{DirentRecord, InodeRecord};
-use super::format::{FLAG_HARDLINK, FLAG_IMPLICIT, FLAG_LINKS, FLAG_OPAQUE, FLAG_WHITEOUT};
+use super::format::{EntryKind, EntryRecord, FLAG_IMPLICIT, FLAG_LINKS, FLAG_OPAQUE};
 use super::layout::Tables;
 use super::{Index, IndexKind, Ino};
 use crate::digest::Digest;
@@ -126,21 +125,13 @@ impl<'a> Stack<'a> {
         self.layers.get(layer as usize)
     }
 
-    fn record(&self, at: LayerInode) -> Option<&'a InodeRecord> {
-        self.layer(at.layer)?.inodes.get(at.ino as usize)
+    fn record(&self, at: LayerInode) -> Option<&'a EntryRecord> {
+        self.layer(at.layer)?.inode(at.ino)
     }
 
     fn source(&self, at: LayerInode) -> Source<'a> {
-        match self.layer(at.layer) {
-            Some(tables) => Source {
-                heap: tables.heap,
-                objects: tables.objects,
-            },
-            None => Source {
-                heap: &[],
-                objects: &[],
-            },
-        }
+        self.layer(at.layer)
+            .map_or_else(Source::default, Source::from)
     }
 
     /// Combines the entries of one name, topmost first. The directories that make up a merged one
@@ -158,7 +149,7 @@ impl<'a> Stack<'a> {
                 break;
             };
             if !record.is_dir() {
-                if attributes.is_none() && !record.has(FLAG_WHITEOUT) {
+                if attributes.is_none() && !record.is(EntryKind::Whiteout) {
                     return Combined::Leaf(at);
                 }
                 break;
@@ -187,8 +178,7 @@ impl<'a> Stack<'a> {
             let dirs = std::mem::take(&mut parts);
             let entries = dirs.iter().filter_map(|dir| {
                 let tables = self.layer(dir.layer)?;
-                let entries = tables.entries(self.record(*dir)?);
-                let ino = Entries::new(entries, tables.heap).find(name)?.ino.0;
+                let ino = Entries::new(*tables, dir.ino).find(name)?.ino.0;
                 Some(LayerInode {
                     layer: dir.layer,
                     ino,
@@ -214,8 +204,8 @@ struct HardLinks {
 fn resolve_hard_links(layers: &[&Index], stack: &Stack<'_>) -> Result<HardLinks, MergeError> {
     let mut links = HardLinks::default();
     for (number, (layer, tables)) in (0_u32..).zip(layers.iter().zip(&stack.layers)) {
-        for (ino, record) in (0_u32..).zip(tables.inodes) {
-            if !record.has(FLAG_HARDLINK) {
+        for (ino, record) in (0_u32..).zip(tables.entries) {
+            if !record.is(EntryKind::HardLink) {
                 continue;
             }
             let path = tables.heap_at(record.data.get(), record.size.get() as usize);
@@ -266,14 +256,12 @@ struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    fn new(layer: u32, tables: &Tables<'a>, record: &DirentRecord) -> Self {
+    fn new(layer: u32, tables: &Tables<'a>, number: u32, record: &EntryRecord) -> Self {
+        let ino = Tables::target(number, record);
         Self {
             hash: record.hash(),
             name: tables.name(record),
-            at: LayerInode {
-                layer,
-                ino: record.inode.get(),
-            },
+            at: LayerInode { layer, ino },
         }
     }
 }
@@ -293,7 +281,7 @@ impl<'a> Merger<'a> {
         let entries = stack
             .layers
             .iter()
-            .map(|layer| layer.dirents.len())
+            .map(|layer| layer.entries.len())
             .sum::<usize>();
         Self {
             stack,
@@ -339,8 +327,11 @@ impl<'a> Merger<'a> {
             else {
                 continue;
             };
-            let entries = tables.entries(inode).iter();
-            candidates.extend(entries.map(|record| Candidate::new(part.layer, tables, record)));
+            let numbers = Tables::children(inode);
+            let records = numbers.clone().zip(tables.range(&numbers));
+            candidates.extend(
+                records.map(|(number, record)| Candidate::new(part.layer, tables, number, record)),
+            );
         }
         if parts.len() > 1 {
             // A stable sort: entries of one name stay in the order of the layers, and the runs
@@ -386,7 +377,7 @@ impl<'a> Merger<'a> {
         };
         let shared = record.has(FLAG_LINKS) || self.hard_links.targeted.contains(&at);
         if shared && let Some(number) = self.shared.get(&at) {
-            return Ok(self.out.add_existing(dir, name, *number)?);
+            return Ok(self.out.add_alias(dir, name, *number)?);
         }
         let number = self.out.add_new(dir, name, record, self.stack.source(at))?;
         if shared {

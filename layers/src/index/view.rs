@@ -37,10 +37,10 @@ pub struct IndexStats {
     pub inodes: u32,
     /// Number of names.
     pub dirents: u32,
+    /// Number of distinct sets of attributes.
+    pub attributes: u32,
     /// Number of distinct objects.
     pub objects: u32,
-    /// Number of records in the links section: names of inodes with several.
-    pub links: u32,
     /// Length of the heap in bytes.
     pub heap_bytes: u64,
     /// Length of the whole index in bytes.
@@ -101,19 +101,21 @@ impl Index {
         (self.identity != [0; 32]).then_some(Digest(self.identity))
     }
 
-    /// Number of inodes; their numbers are 0 up to this.
+    /// Number of inode numbers: every inode has a number below this. A few numbers may have no
+    /// inode: those of the further names of hard-linked files.
     pub fn inode_count(&self) -> u32 {
-        self.layout.inodes(&self.bytes).len() as u32
+        self.tables().entries.len() as u32
     }
 
-    /// The inode with this number; `None` when the number is out of range.
+    /// The inode with this number; `None` when there is none.
     pub fn inode(&self, ino: Ino) -> Option<Inode<'_>> {
-        let record = self.layout.inodes(&self.bytes).get(ino.0 as usize)?;
-        Some(Inode {
-            tables: self.tables(),
-            record,
-            ino,
-        })
+        Inode::new(self.tables(), ino)
+    }
+
+    /// All inodes in the order of their numbers.
+    pub fn inodes(&self) -> impl Iterator<Item = Inode<'_>> {
+        let tables = self.tables();
+        (0..self.inode_count()).filter_map(move |ino| Inode::new(tables, Ino(ino)))
     }
 
     /// The entry called `name` in a directory; `None` also when `dir` is not a directory.
@@ -123,12 +125,7 @@ impl Index {
 
     /// The entries of a directory, sorted by (hash, name); none for other inodes.
     pub fn entries(&self, dir: Ino) -> Entries<'_> {
-        let tables = self.tables();
-        let inode = tables.inodes.get(dir.0 as usize);
-        Entries::new(
-            inode.map(|inode| tables.entries(inode)).unwrap_or_default(),
-            tables.heap,
-        )
+        Entries::new(self.tables(), dir.0)
     }
 
     /// All names of an inode: the directory and the entry in it, the first name first. None for
@@ -162,10 +159,10 @@ impl Index {
     pub fn stats(&self) -> IndexStats {
         let tables = self.tables();
         IndexStats {
-            inodes: tables.inodes.len() as u32,
-            dirents: tables.dirents.len() as u32,
+            inodes: (tables.entries.len() - tables.aliases.len()) as u32,
+            dirents: (tables.entries.len() - 1) as u32,
+            attributes: tables.attributes.len() as u32,
             objects: tables.objects.len() as u32,
-            links: tables.links.len() as u32,
             heap_bytes: tables.heap.len() as u64,
             file_bytes: self.bytes.len() as u64,
         }
