@@ -31,6 +31,28 @@ impl Digest {
                 hex
             })
     }
+
+    /// The digest with these 64 lower-case hex digits, without the `sha256:` prefix.
+    ///
+    /// # Errors
+    /// For any other string.
+    pub fn from_hex(hex: &str) -> Result<Self, ParseDigestError> {
+        let fail = || ParseDigestError(hex.to_owned());
+        let digits = hex.as_bytes();
+        let mut digest = [0; 32];
+        if digits.len() != 64 {
+            return Err(fail());
+        }
+        for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
+            let &[high, low] = pair else {
+                return Err(fail());
+            };
+            let high = hex_value(high).ok_or_else(fail)?;
+            let low = hex_value(low).ok_or_else(fail)?;
+            *byte = high << 4 | low;
+        }
+        Ok(Self(digest))
+    }
 }
 
 impl fmt::Display for Digest {
@@ -49,18 +71,9 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let fail = || ParseDigestError(text.to_owned());
-        let hex = text.strip_prefix("sha256:").ok_or_else(fail)?.as_bytes();
-        let mut digest = [0; 32];
-        if hex.len() != 64 {
-            return Err(fail());
-        }
-        for (byte, pair) in digest.iter_mut().zip(hex.chunks_exact(2)) {
-            let high = hex_value(pair[0]).ok_or_else(fail)?;
-            let low = hex_value(pair[1]).ok_or_else(fail)?;
-            *byte = high << 4 | low;
-        }
-        Ok(Self(digest))
+        text.strip_prefix("sha256:")
+            .and_then(|hex| Self::from_hex(hex).ok())
+            .ok_or_else(|| ParseDigestError(text.to_owned()))
     }
 }
 

@@ -7,3 +7,4 @@
 pub mod digest;
 pub mod index;
 pub mod store;
+pub mod tar;

@@ -272,6 +272,11 @@ impl Builder {
         self.node(node).is_dir()
     }
 
+    /// Whether a node is a whiteout.
+    pub fn is_whiteout(&self, node: BuildNode) -> bool {
+        self.node(node).is(EntryKind::Whiteout)
+    }
+
     /// The target of a symlink; `None` for any other node.
     pub fn symlink_target(&self, node: BuildNode) -> Option<&[u8]> {
         let node = self.node(node);

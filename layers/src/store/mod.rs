@@ -1,0 +1,157 @@
+//! The store: objects, layers, images and what protects them, in one directory.
+//!
+//! ```text
+//! store.json                    version and features
+//! objects/ab/cdef…              file contents, named by SHA-256, mode 0444
+//! layers/<diffid hex>/{index,tarsplit,layer.json}
+//! merged/<chainid hex>-v1.index the layers of an image in one index: a cache
+//! images/<digest hex>/{manifest,config}.json
+//! refs/<name>                   names of images
+//! mounts/<name>/                kept uppers
+//! leases/<id>                   what a live mount pins; held by flock
+//! staging/<unique>/             everything is written here first
+//! ```
+//!
+//! Several processes use a store at once. Files in it never change: they are written in staging,
+//! made durable, and renamed into place, objects before the layers that name them, layers before
+//! images, images before names. So a crash at any moment leaves a store in which everything that
+//! is there is whole; `docs/format.md` has the details.
+//!
+//! Nothing read from the store is trusted: damage is found and named.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use crate::digest::{ChainId, DiffId};
+
+mod error;
+mod layers;
+mod lock;
+mod objects;
+mod staging;
+mod superblock;
+mod txn;
+
+pub use error::StoreError;
+pub use layers::LayerInfo;
+pub(crate) use layers::{INDEX, TARSPLIT};
+pub use txn::{Committed, Transaction};
+pub(crate) use txn::{LargeObject, LayerStage};
+
+/// How a store is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing in it is changed; it may lie on a read-only filesystem.
+    ReadOnly,
+    /// It is made if it is not there.
+    ReadWrite,
+}
+
+/// A store of layers and images. Cheap to share between threads.
+pub struct Store {
+    root: PathBuf,
+    access: Access,
+    objects: OwnedFd,
+}
+
+/// The directories of a store.
+const DIRECTORIES: [&str; 8] = [
+    "objects", "layers", "merged", "images", "refs", "mounts", "leases", "staging",
+];
+
+impl Store {
+    /// Opens the store at `root`. For reading and writing, it is made first if there is nothing,
+    /// and what killed processes left in it is cleared away.
+    ///
+    /// # Errors
+    /// When there is no store, something else is there, it needs a newer program, or a system call
+    /// fails.
+    pub fn open(root: &Path, access: Access) -> Result<Self, StoreError> {
+        if !superblock::check(root, access)? {
+            if access == Access::ReadOnly {
+                return Err(if root.exists() {
+                    StoreError::NotAStore(root.to_owned())
+                } else {
+                    StoreError::Missing(root.to_owned())
+                });
+            }
+            superblock::create(root)?;
+        }
+        let root = root.canonicalize().map_err(StoreError::io("open", root))?;
+        if access == Access::ReadWrite {
+            for name in DIRECTORIES {
+                make_dir(&root.join(name))?;
+            }
+            staging::clear_abandoned(&root.join("staging"))?;
+        }
+        let objects = root.join("objects");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let objects = openat(CWD, &objects, flags, Mode::empty())
+            .map_err(StoreError::io("open", &objects))?;
+        Ok(Self {
+            root,
+            access,
+            objects,
+        })
+    }
+
+    /// The directory of the store, an absolute path.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// How it was opened.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// The directory of the named mount `name`.
+    pub fn mount_dir(&self, name: &str) -> PathBuf {
+        self.root.join("mounts").join(name)
+    }
+
+    /// The directory of a layer.
+    pub fn layer_dir(&self, id: &DiffId) -> PathBuf {
+        self.root.join("layers").join(id.0.hex())
+    }
+
+    /// Path of a merged index.
+    fn merged_path(&self, chain: &ChainId) -> PathBuf {
+        self.root
+            .join("merged")
+            .join(format!("{}-v1.index", chain.0.hex()))
+    }
+
+    fn objects_dir(&self) -> BorrowedFd<'_> {
+        self.objects.as_fd()
+    }
+
+    /// Refuses to go on if the store is open for reading only.
+    fn for_writing(&self) -> Result<(), StoreError> {
+        match self.access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(StoreError::ReadOnly(self.root.clone())),
+        }
+    }
+}
+
+/// Makes a directory unless it is there.
+fn make_dir(path: &Path) -> Result<(), StoreError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(StoreError::io("create", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the names in a directory durable.
+fn sync_dir(path: &Path) -> Result<(), StoreError> {
+    fs::File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(StoreError::io("sync", path))
+}

@@ -1,0 +1,117 @@
+//! Staging directories: everything is written in one first.
+//!
+//! `staging/<unique>/` belongs to the process that holds a `flock` on it. One that nobody holds is
+//! what a killed process left, and may be removed by anyone.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::StoreError;
+
+/// A directory of one's own in `staging/`. It is removed with all that is in it when this is
+/// dropped.
+pub struct Staging {
+    path: PathBuf,
+    dir: File,
+}
+
+impl Staging {
+    /// Makes one in the directory `parent`.
+    pub fn create(parent: &Path) -> Result<Self, StoreError> {
+        loop {
+            let path = parent.join(unique_name()?);
+            match fs::create_dir(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(StoreError::io("create", path)(error)),
+            }
+            // Between the two calls somebody may take it for rubbish.
+            if let Some(dir) = lock(&path)? {
+                return Ok(Self { path, dir });
+            }
+        }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory itself.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Removes what killed processes left in the directory `parent`. What cannot be removed stays for
+/// the next time.
+pub fn clear_abandoned(parent: &Path) -> Result<(), StoreError> {
+    let entries = fs::read_dir(parent).map_err(StoreError::io("read", parent))?;
+    for entry in entries {
+        let path = entry.map_err(StoreError::io("read", parent))?.path();
+        if let Some(dir) = lock(&path)? {
+            drop(Staging { path, dir });
+        }
+    }
+    Ok(())
+}
+
+/// Locks a staging directory; `None` if another process holds it or it is gone.
+fn lock(path: &Path) -> Result<Option<File>, StoreError> {
+    let dir = match File::open(path) {
+        Ok(dir) => dir,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StoreError::io("open", path)(error)),
+    };
+    if flock(&dir, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(None);
+    }
+    let locked = dir.metadata().map_err(StoreError::io("examine", path))?;
+    let still_there = fs::symlink_metadata(path)
+        .is_ok_and(|found| (found.dev(), found.ino()) == (locked.dev(), locked.ino()));
+    Ok(still_there.then_some(dir))
+}
+
+/// A name that no other process has.
+fn unique_name() -> Result<String, StoreError> {
+    let mut random = [0; 8];
+    getrandom(&mut random, GetRandomFlags::empty())
+        .map_err(StoreError::io("read", "/dev/urandom"))?;
+    let random = u64::from_le_bytes(random);
+    Ok(format!("{}-{random:016x}", std::process::id()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_holds_is_cleared_and_the_rest_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Staging::create(dir.path()).unwrap();
+        fs::write(held.path().join("file"), "kept").unwrap();
+        let left = dir.path().join("123-left");
+        fs::create_dir_all(left.join("deep/er")).unwrap();
+        fs::write(left.join("deep/file"), "left").unwrap();
+
+        clear_abandoned(dir.path()).unwrap();
+        assert!(!left.exists());
+        assert!(held.path().join("file").exists());
+        drop(held);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
