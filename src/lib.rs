@@ -4,10 +4,12 @@
 //! nothing points back. See `docs/architecture.md`.
 
 pub mod attr;
+pub mod cli;
 pub mod error;
 pub mod fdcache;
 pub mod fuse;
 pub mod lower;
+pub mod mount;
 pub mod sys;
 pub mod union;
 pub mod upper;

@@ -1,3 +1,7 @@
-//! The `lamina` command.
+//! The `lamina` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lamina::cli::main()
+}

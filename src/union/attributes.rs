@@ -158,6 +158,31 @@ impl Union {
         Ok(u32::try_from(count).unwrap_or(0))
     }
 
+    /// Gives the root of a new upper the attributes of the lowers' root.
+    pub fn copy_root_attributes(&self) -> FsResult<()> {
+        let upper = self.upper()?;
+        let lower = self.root.state.read().lowers.first().cloned();
+        let Some(lower) = lower else { return Ok(()) };
+        let attr = self.present(self.lowers.attr(&lower)?);
+        match sys::chown(upper.root(), Some(attr.uid), Some(attr.gid)) {
+            Err(Errno::PERM) if !upper.is_privileged() => {}
+            result => result?,
+        }
+        sys::chmod(upper.root(), attr.mode)?;
+        let mut xattrs = Vec::new();
+        for name in self.lowers.xattr_names(&lower)? {
+            if let Some(value) = self.lowers.xattr(&lower, &name)? {
+                xattrs.push((upper.namespace().stored_name(&name), value.into_owned()));
+            }
+        }
+        set_xattrs(upper.root(), &xattrs)?;
+        let times = Timestamps {
+            last_access: attr.atime.into(),
+            last_modification: attr.mtime.into(),
+        };
+        Ok(sys::set_times(upper.root(), &times)?)
+    }
+
     /// Changes attributes; returns those the node has then.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use crate::digest::{ChainId, DiffId};
 
 mod error;
+mod images;
 mod layers;
 mod lock;
 mod objects;
@@ -37,6 +38,7 @@ mod superblock;
 mod txn;
 
 pub use error::StoreError;
+pub use images::{Image, Lease, Pins};
 pub use layers::LayerInfo;
 pub(crate) use layers::{INDEX, TARSPLIT};
 pub use txn::{Committed, Transaction};

@@ -1,0 +1,103 @@
+//! `lamina image`.
+
+use clap::{Args, Subcommand};
+use lamina_layers::store::Image;
+
+use super::{Context, table};
+
+/// Commands for images.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// List images
+    Ls(LsArgs),
+    /// Show an image: its digests, layers and configuration
+    Inspect(InspectArgs),
+    /// Remove a name of an image; the image goes with its last name
+    Rm(RmArgs),
+}
+
+/// Arguments of `lamina image ls`.
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `lamina image inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Name, digest, or the start of a digest
+    image: String,
+}
+
+/// Arguments of `lamina image rm`.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// Names, digests, or starts of digests
+    #[arg(required = true)]
+    images: Vec<String>,
+}
+
+/// Runs one.
+pub fn run(context: &Context, command: ImageCommand) -> anyhow::Result<()> {
+    match command {
+        ImageCommand::Ls(args) => list(context, &args),
+        ImageCommand::Inspect(args) => inspect(context, &args),
+        ImageCommand::Rm(args) => {
+            let store = context.store()?;
+            for name in &args.images {
+                store.remove_image(name)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn list(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
+    let images = context.store_to_read()?.images()?;
+    if args.json {
+        let values: Vec<_> = images.iter().map(json).collect();
+        println!("{}", serde_json::to_string_pretty(&values)?);
+        return Ok(());
+    }
+    let row = |image: &Image| {
+        let name = if image.names.is_empty() {
+            "-".to_owned()
+        } else {
+            image.names.join(", ")
+        };
+        vec![
+            name,
+            short(&image.id.to_string()),
+            image.layers.len().to_string(),
+        ]
+    };
+    let rows: Vec<_> = images.iter().map(row).collect();
+    table::print(&["NAME", "IMAGE ID", "LAYERS"], &rows);
+    Ok(())
+}
+
+fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
+    let image = context.store_to_read()?.resolve(&args.image)?;
+    println!("{}", serde_json::to_string_pretty(&json(&image))?);
+    Ok(())
+}
+
+fn json(image: &Image) -> serde_json::Value {
+    serde_json::json!({
+        "id": image.id,
+        "names": image.names,
+        "chain_id": image.chain,
+        "layers": image.layers,
+    })
+}
+
+/// The first 12 digits of a digest, as docker shows them.
+pub fn short(digest: &str) -> String {
+    digest
+        .trim_start_matches("sha256:")
+        .chars()
+        .take(12)
+        .collect()
+}
