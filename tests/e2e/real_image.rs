@@ -237,7 +237,7 @@ fn install_and_remove(root: &Root<'_>) {
     assert_eq!(root.run("dpkg --verify hello"), "");
     root.run("apt-get -y remove file");
     let script = "dpkg-query -W -f '${db:Status-Status}' file; command -v file || echo ' gone'";
-    assert_eq!(root.run(script), "config-files gone\n");
+    assert_eq!(root.run(script), "not-installed gone\n");
     root.run("dpkg --audit && apt-get check");
 }
 
