@@ -39,6 +39,17 @@ pub struct DebianStore {
 }
 
 impl DebianStore {
+    /// One that nobody else uses.
+    pub fn own() -> Self {
+        let sandbox = Sandbox::new("debian");
+        let lamina = Lamina::new(&sandbox);
+        lamina.build("debian", &debian_layers());
+        Self {
+            _sandbox: sandbox,
+            lamina,
+        }
+    }
+
     /// The shared one, built by whoever asks first and removed when the last is done with it.
     pub fn shared() -> Arc<Self> {
         static SHARED: Mutex<Weak<DebianStore>> = Mutex::new(Weak::new());
@@ -46,13 +57,7 @@ impl DebianStore {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         shared.upgrade().unwrap_or_else(|| {
-            let sandbox = Sandbox::new("debian");
-            let lamina = Lamina::new(&sandbox);
-            lamina.build("debian", &debian_layers());
-            let store = Arc::new(Self {
-                _sandbox: sandbox,
-                lamina,
-            });
+            let store = Arc::new(Self::own());
             *shared = Arc::downgrade(&store);
             store
         })
