@@ -187,10 +187,14 @@ fn max_size_stops_a_decompression_bomb() {
     let sandbox = Sandbox::new("bomb");
     let lamina = Lamina::new(&sandbox);
     let mut bomb = Command::new("sh");
-    bomb.args(["-c", "truncate -s 2G zeros && tar --create --sparse=no zeros 2>/dev/null | zstd -q > bomb || tar --create zeros | zstd -q > bomb; rm zeros"]);
+    bomb.args([
+        "-c",
+        "truncate -s 2G zeros && tar --create zeros | zstd -q > bomb && rm zeros",
+    ]);
     run(bomb.current_dir(sandbox.path()));
     let bomb = sandbox.join("bomb");
-    assert!(fs::metadata(&bomb).unwrap().len() < 1 << 20);
+    let size = fs::metadata(&bomb).unwrap().len();
+    assert!((10_000..1 << 20).contains(&size), "{size} bytes");
     let message = lamina.fails(
         1,
         [
@@ -299,7 +303,7 @@ fn upper_and_work_must_fit_together() {
         .args(["-t", "tmpfs", "tmpfs"])
         .arg(&other));
     let message = lamina.fails(1, mount_with(&upper, &sandbox.dir("other/work")));
-    assert!(message.contains("same filesystem"), "{message}");
+    assert!(message.contains("different filesystems"), "{message}");
     for (upper, work) in [
         (upper.clone(), sandbox.dir("upper/inner")),
         (sandbox.dir("work/inner"), work.clone()),

@@ -9,5 +9,6 @@ mod bad_input;
 mod builds;
 mod differential;
 mod many_layers;
+mod mounts;
 mod real_image;
 mod support;

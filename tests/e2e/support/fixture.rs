@@ -1,12 +1,14 @@
 //! The Debian image of `scripts/fixture-image`, and a reference tree of it that Lamina had no part
 //! in.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::SystemTime;
 
 use super::lamina::Lamina;
 use super::run;
@@ -37,6 +39,17 @@ pub struct DebianStore {
 }
 
 impl DebianStore {
+    /// One that nobody else uses.
+    pub fn own() -> Self {
+        let sandbox = Sandbox::new("debian");
+        let lamina = Lamina::new(&sandbox);
+        lamina.build("debian", &debian_layers());
+        Self {
+            _sandbox: sandbox,
+            lamina,
+        }
+    }
+
     /// The shared one, built by whoever asks first and removed when the last is done with it.
     pub fn shared() -> Arc<Self> {
         static SHARED: Mutex<Weak<DebianStore>> = Mutex::new(Weak::new());
@@ -44,13 +57,7 @@ impl DebianStore {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         shared.upgrade().unwrap_or_else(|| {
-            let sandbox = Sandbox::new("debian");
-            let lamina = Lamina::new(&sandbox);
-            lamina.build("debian", &debian_layers());
-            let store = Arc::new(Self {
-                _sandbox: sandbox,
-                lamina,
-            });
+            let store = Arc::new(Self::own());
             *shared = Arc::downgrade(&store);
             store
         })
@@ -60,33 +67,49 @@ impl DebianStore {
 /// Lays `layers` over each other in `root` with GNU tar, applying the whiteouts by hand.
 pub fn unpack_by_hand(layers: &[PathBuf], root: &Path) {
     for layer in layers {
-        make_way(layer, root);
+        // A directory that the layer does not hold keeps its time, whatever tar does in it.
+        let mut times = BTreeMap::new();
+        directory_times(root, &mut times);
+        for held in make_way(layer, root) {
+            times.remove(&held);
+        }
         let mut tar = Command::new("tar");
-        tar.args([
-            "--extract",
-            "--same-permissions",
-            "--same-owner",
-            "--numeric-owner",
-        ]);
-        tar.args([
-            "--delay-directory-restore",
-            "--xattrs",
-            "--xattrs-include=*",
-            "--exclude=.wh.*",
-            "--file",
-        ]);
+        tar.args(["--extract", "--same-permissions", "--same-owner"]);
+        tar.args(["--numeric-owner", "--delay-directory-restore", "--xattrs"]);
+        tar.args(["--xattrs-include=*", "--exclude=.wh.*", "--file"]);
         run(tar.arg(layer).arg("-C").arg(root));
+        for (dir, time) in times.into_iter().filter(|(dir, _)| dir.is_dir()) {
+            let opened = fs::File::open(dir).unwrap();
+            opened
+                .set_times(fs::FileTimes::new().set_modified(time))
+                .unwrap();
+        }
+    }
+}
+
+/// The modification time of `dir` and of every directory below.
+fn directory_times(dir: &Path, times: &mut BTreeMap<PathBuf, SystemTime>) {
+    times.insert(
+        dir.to_owned(),
+        dir.symlink_metadata().unwrap().modified().unwrap(),
+    );
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            directory_times(&entry.path(), times);
+        }
     }
 }
 
 /// Removes from `root` what `layer` hides, and what tar would not replace: a directory by something
-/// else, or something else by a directory.
-fn make_way(layer: &Path, root: &Path) {
+/// else, or something else by a directory. Returns where the entries of the layer go.
+fn make_way(layer: &Path, root: &Path) -> Vec<PathBuf> {
     let mut archive = tar::Archive::new(fs::File::open(layer).unwrap());
+    let mut held = Vec::new();
     for entry in archive.entries().unwrap() {
         let entry = entry.unwrap();
         let bytes = entry.path_bytes().into_owned();
-        let path = root.join(OsStr::from_bytes(&bytes));
+        let path: PathBuf = root.join(OsStr::from_bytes(&bytes)).components().collect();
         let name = path.file_name().unwrap_or_default().as_bytes().to_vec();
         if name == b".wh..wh..opq" {
             for child in fs::read_dir(path.parent().unwrap()).into_iter().flatten() {
@@ -94,12 +117,15 @@ fn make_way(layer: &Path, root: &Path) {
             }
         } else if let Some(hidden) = name.strip_prefix(b".wh.") {
             remove(&path.with_file_name(OsStr::from_bytes(hidden)));
-        } else if let Ok(there) = path.symlink_metadata()
-            && there.is_dir() != entry.header().entry_type().is_dir()
-        {
-            remove(&path);
+        } else {
+            let there = path.symlink_metadata();
+            if there.is_ok_and(|there| there.is_dir() != entry.header().entry_type().is_dir()) {
+                remove(&path);
+            }
+            held.push(path);
         }
     }
+    held
 }
 
 fn remove(path: &Path) {

@@ -84,6 +84,7 @@ pub fn archive_of(dir: &Path, archive: &Path) {
     let mut tar = std::process::Command::new("tar");
     tar.args([
         "--create",
+        "--sparse",
         "--format=posix",
         "--sort=name",
         "--numeric-owner",

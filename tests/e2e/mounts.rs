@@ -1,0 +1,238 @@
+//! The life of a mount: how it is listed, ended, killed, and what of it stays.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::support::lamina::{Lamina, NOBODY, wait_until};
+use crate::support::layers::Archive;
+use crate::support::sandbox::{Sandbox, mounted_type};
+use crate::support::{describe, needs_root, output, run};
+
+fn small_image(sandbox: &Sandbox, lamina: &Lamina) {
+    let archive = Archive::new(sandbox, "small.tar")
+        .dir("dir", 0o755)
+        .file("dir/file", b"from the image")
+        .finish();
+    lamina.build("small", &[archive]);
+}
+
+/// Whether `lamina ps` lists a mount at `target`.
+fn listed(lamina: &Lamina, target: &Path) -> bool {
+    lamina.ok(["ps"]).contains(target.to_str().unwrap())
+}
+
+#[test]
+fn every_way_of_unmounting_ends_the_daemon() {
+    needs_root!();
+    let sandbox = Sandbox::new("unmount");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let target = sandbox.dir("mnt");
+    for (number, words) in [&["umount"][..], &["umount", "-l"], &["fusermount3", "-u"]]
+        .iter()
+        .enumerate()
+    {
+        let mount = lamina.mount(&["--name", "kept", "small"], &target);
+        assert!(listed(&lamina, &target), "{}", lamina.ok(["ps"]));
+        fs::write(target.join(format!("new{number}")), "kept").unwrap();
+        run(Command::new(words[0]).args(&words[1..]).arg(&target));
+        wait_until("the daemon to end", || !listed(&lamina, &target));
+        assert_eq!(mounted_type(&target), None);
+        drop(mount);
+    }
+    let mount = lamina.mount(&["--name", "kept", "small"], &target);
+    for number in 0..3 {
+        assert_eq!(
+            fs::read_to_string(target.join(format!("new{number}"))).unwrap(),
+            "kept"
+        );
+    }
+    mount.unmount();
+}
+
+#[test]
+fn a_mount_that_is_in_use_is_not_torn_down() {
+    needs_root!();
+    let sandbox = Sandbox::new("busy");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let mount = lamina.mount(&["small"], &sandbox.join("mnt"));
+    let held = fs::File::open(mount.path().join("dir")).unwrap();
+    let message = lamina.fails(1, [OsStr::new("umount"), mount.path().as_os_str()]);
+    assert!(
+        message.contains("busy") || message.contains("in use"),
+        "{message}"
+    );
+    assert_eq!(
+        fs::read_to_string(mount.path().join("dir/file")).unwrap(),
+        "from the image"
+    );
+    drop(held);
+    mount.unmount();
+}
+
+#[test]
+fn rm_drops_the_upper_and_a_name_keeps_it() {
+    needs_root!();
+    let sandbox = Sandbox::new("names");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let target = sandbox.dir("mnt");
+    let kept = lamina.store().join("mounts");
+    let names = || fs::read_dir(&kept).map_or(0, Iterator::count);
+
+    let mount = lamina.mount(&["--rm", "small"], &target);
+    fs::write(target.join("new"), "").unwrap();
+    mount.unmount();
+    wait_until("the upper to be dropped", || names() == 0);
+
+    let mount = lamina.mount(&["--name", "kept", "small"], &target);
+    assert!(!target.join("new").exists());
+    fs::remove_file(target.join("dir/file")).unwrap();
+    mount.unmount();
+    assert_eq!(names(), 1);
+    let mount = lamina.mount(&["--name", "kept", "small"], &target);
+    assert!(!target.join("dir/file").exists());
+    mount.unmount();
+
+    // Without a name it gets one, another each time.
+    lamina.mount(&["small"], &target).unmount();
+    lamina.mount(&["small"], &target).unmount();
+    assert_eq!(names(), 3);
+}
+
+#[test]
+fn what_is_mounted_cannot_be_removed_from_the_store() {
+    needs_root!();
+    let sandbox = Sandbox::new("pinned");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let layers = fs::read_dir(lamina.store().join("layers")).unwrap();
+    let layer = layers
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .next()
+        .unwrap();
+
+    let message = lamina.fails(1, ["layer", "rm", &layer]);
+    assert!(
+        message.contains("small"),
+        "the image that uses it is not named: {message}"
+    );
+    let mount = lamina.mount(&["--read-only", "small"], &sandbox.join("mnt"));
+    lamina.fails(1, ["layer", "rm", &layer]);
+    assert_eq!(
+        fs::read_to_string(mount.path().join("dir/file")).unwrap(),
+        "from the image"
+    );
+    mount.unmount();
+}
+
+#[test]
+fn a_foreground_mount_ends_on_a_signal_and_keeps_its_changes() {
+    needs_root!();
+    let sandbox = Sandbox::new("signal");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let target = sandbox.dir("mnt");
+    let mut command = lamina.command(["mount", "-f", "--name", "kept", "small"]);
+    command
+        .arg(&target)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let daemon = command.spawn().unwrap();
+    wait_until("the mount", || {
+        mounted_type(&target).is_some() && target.join("dir").exists()
+    });
+    fs::write(target.join("new"), "kept").unwrap();
+    let pid = rustix::process::Pid::from_raw(daemon.id().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let result = daemon.wait_with_output().unwrap();
+    assert!(result.status.success(), "{}", describe(&result));
+    assert_eq!(mounted_type(&target), None);
+    let mount = lamina.mount(&["--name", "kept", "small"], &target);
+    assert_eq!(fs::read_to_string(target.join("new")).unwrap(), "kept");
+    mount.unmount();
+}
+
+#[test]
+fn a_killed_daemon_leaves_an_upper_that_mounts_again() {
+    needs_root!();
+    let sandbox = Sandbox::new("crash");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let target = sandbox.dir("mnt");
+    let mut command = lamina.command(["mount", "-f", "--name", "kept", "small"]);
+    command
+        .arg(&target)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut daemon = command.spawn().unwrap();
+    wait_until("the mount", || {
+        mounted_type(&target).is_some() && target.join("dir").exists()
+    });
+    fs::write(target.join("new"), "kept").unwrap();
+    fs::write(target.join("dir/file"), "changed").unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    assert!(fs::read_dir(&target).is_err(), "the dead mount answers");
+    assert!(!listed(&lamina, &target), "a dead mount is listed as live");
+    // Its leavings do not stand in the way, nor does the dead mount point.
+    run(Command::new("umount").arg(&target));
+    let mount = lamina.mount(&["--name", "kept", "small"], &target);
+    assert_eq!(fs::read_to_string(target.join("new")).unwrap(), "kept");
+    assert_eq!(
+        fs::read_to_string(target.join("dir/file")).unwrap(),
+        "changed"
+    );
+    mount.unmount();
+}
+
+#[test]
+fn mount_options_reach_the_kernel() {
+    needs_root!();
+    let sandbox = Sandbox::new("options");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let mount = lamina.mount(
+        &["-o", "noexec,nosuid", "--rm", "small"],
+        &sandbox.join("mnt"),
+    );
+    let script = mount.path().join("script");
+    fs::write(&script, "#!/bin/sh\n").unwrap();
+    run(Command::new("chmod").arg("755").arg(&script));
+    let refused = Command::new(&script).status().unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+    mount.unmount();
+}
+
+#[test]
+fn roots_mount_is_open_to_others_within_their_rights() {
+    needs_root!();
+    let sandbox = Sandbox::new("others");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let mount = lamina.mount(&["--rm", "small"], &sandbox.join("mnt"));
+    fs::write(mount.path().join("secret"), "root's").unwrap();
+    run(Command::new("chmod")
+        .arg("600")
+        .arg(mount.path().join("secret")));
+    let as_nobody = |path: &str| {
+        use std::os::unix::process::CommandExt;
+        output(
+            Command::new("cat")
+                .arg(mount.path().join(path))
+                .uid(NOBODY)
+                .gid(NOBODY),
+        )
+    };
+    assert_eq!(as_nobody("dir/file").stdout, b"from the image");
+    assert!(
+        !as_nobody("secret").status.success(),
+        "nobody reads root's file"
+    );
+    mount.unmount();
+}
