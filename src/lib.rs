@@ -5,6 +5,7 @@
 
 pub mod attr;
 pub mod cli;
+pub mod commit;
 pub mod error;
 pub mod fdcache;
 pub mod fuse;

@@ -1,7 +1,7 @@
 //! `lamina image`.
 
 use clap::{Args, Subcommand};
-use lamina_layers::store::Image;
+use lamina_layers::store::{Image, Store, StoreError};
 
 use super::{Context, table};
 
@@ -47,11 +47,28 @@ pub fn run(context: &Context, command: ImageCommand) -> anyhow::Result<()> {
         ImageCommand::Rm(args) => {
             let store = context.store()?;
             for name in &args.images {
-                store.remove_image(name)?;
+                remove(&store, name)?;
             }
             Ok(())
         }
     }
+}
+
+/// Removes a name, and with the last name the image and those of its layers that nothing else has.
+fn remove(store: &Store, name: &str) -> anyhow::Result<()> {
+    let image = store.resolve(name)?;
+    if image.names.len() > 1 && image.names.iter().any(|known| known == name) {
+        store.untag(name)?;
+        return Ok(());
+    }
+    store.remove_image(&image.id)?;
+    for layer in image.layers.iter().rev() {
+        match store.remove_layer(layer) {
+            Ok(_) | Err(StoreError::InUse { .. } | StoreError::NoLayer(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 fn list(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
@@ -67,14 +84,16 @@ fn list(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
         } else {
             image.names.join(", ")
         };
+        let layers = image.layers.len().to_string();
         vec![
             name,
             short(&image.id.to_string()),
-            image.layers.len().to_string(),
+            layers,
+            table::size(image.size),
         ]
     };
     let rows: Vec<_> = images.iter().map(row).collect();
-    table::print(&["NAME", "IMAGE ID", "LAYERS"], &rows);
+    table::print(&["NAME", "IMAGE ID", "LAYERS", "SIZE"], &rows);
     Ok(())
 }
 
@@ -90,6 +109,8 @@ fn json(image: &Image) -> serde_json::Value {
         "names": image.names,
         "chain_id": image.chain,
         "layers": image.layers,
+        "size": image.size,
+        "config": image.config,
     })
 }
 

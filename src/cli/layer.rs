@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use lamina_layers::digest::{ChainId, DiffId};
-use lamina_layers::store::{LayerInfo, Store, Transaction};
+use lamina_layers::store::{ImageSpec, LayerInfo, Store, Transaction};
 use lamina_layers::tar::{ImportOptions, stage_dir, stage_layer};
 use parking_lot::Mutex;
 
@@ -83,7 +83,7 @@ pub fn run(context: &Context, command: LayerCommand) -> anyhow::Result<()> {
         LayerCommand::Rm(args) => {
             let store = context.store()?;
             for name in &args.layers {
-                store.remove_layer(&store.resolve_layer(name)?)?;
+                store.remove_layer(&resolve(&store, name)?)?;
             }
             Ok(())
         }
@@ -119,7 +119,7 @@ fn build(context: &Context, args: &BuildArgs) -> anyhow::Result<()> {
         println!("{chain}");
     }
     if let Some(tag) = &args.tag {
-        store.tag(tag, &layers)?;
+        store.tag(tag, &layers, &ImageSpec::default())?;
     }
     Ok(())
 }
@@ -172,6 +172,7 @@ fn import_one(
                 &ImportOptions {
                     max_size,
                     progress: &bar,
+                    ..ImportOptions::default()
                 },
             )?;
             (bar, info)
@@ -181,6 +182,7 @@ fn import_one(
             let options = ImportOptions {
                 max_size,
                 progress: &bar,
+                ..ImportOptions::default()
             };
             let info = stage_layer(txn, io::stdin(), "standard input", &options)?;
             (bar, info)
@@ -193,6 +195,7 @@ fn import_one(
             let options = ImportOptions {
                 max_size,
                 progress: &bar,
+                ..ImportOptions::default()
             };
             let info = stage_layer(txn, file, &name, &options)?;
             (bar, info)
@@ -228,9 +231,27 @@ fn list(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
 
 fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
     let store = context.store_to_read()?;
-    let layer = store.layer(&store.resolve_layer(&args.layer)?)?;
+    let layer = store.layer(&resolve(&store, &args.layer)?)?;
     println!("{}", serde_json::to_string_pretty(&layer)?);
     Ok(())
+}
+
+/// The layer of a diffID, or of its start.
+fn resolve(store: &Store, name: &str) -> anyhow::Result<DiffId> {
+    let prefix = name.strip_prefix("sha256:").unwrap_or(name);
+    let mut found = store.layers()?;
+    found.retain(|id| !prefix.is_empty() && id.0.hex().starts_with(prefix));
+    match found.as_slice() {
+        [id] => Ok(*id),
+        [] => bail!(
+            "no layer '{name}' in the store {:?} (see 'lamina layer ls')",
+            store.root()
+        ),
+        several => {
+            let several: Vec<_> = several.iter().map(ToString::to_string).collect();
+            bail!("'{name}' may be any of: {}", several.join(", "))
+        }
+    }
 }
 
 /// A size in bytes, or with a unit of powers of 1024.

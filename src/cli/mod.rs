@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use lamina_layers::store::{Access, Store};
 
+mod commit;
 mod daemon;
 mod diff;
 mod generate;
@@ -63,6 +64,8 @@ enum Command {
     Ps(ps::PsArgs),
     /// Show what a mount's upper directory changes
     Diff(diff::DiffArgs),
+    /// Make a layer of what a mount's upper directory changes, and an image with it on top
+    Commit(commit::CommitArgs),
     /// Print a completion script for a shell
     Completions(generate::CompletionArgs),
     /// Write the manual pages into a directory
@@ -118,6 +121,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Umount(args) => umount::run(&args),
         Command::Ps(args) => ps::run(&args),
         Command::Diff(args) => diff::run(&context, &args),
+        Command::Commit(args) => commit::run(&context, &args),
         Command::Completions(args) => generate::completions(&args),
         Command::GenMan(args) => generate::man(&args),
     }

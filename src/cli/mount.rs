@@ -83,7 +83,7 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
     if daemon::is_daemon() {
         daemon::leave_session();
     }
-    let mut prepared = Prepared::new(context, args, image)?;
+    let mut prepared = Prepared::new(context, args, image, &target)?;
     if args.read_only {
         options.flags |= MountFlags::RDONLY;
     }
@@ -123,7 +123,12 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(context: &Context, args: &MountArgs, image: Option<&str>) -> anyhow::Result<Self> {
+    fn new(
+        context: &Context,
+        args: &MountArgs,
+        image: Option<&str>,
+        target: &Path,
+    ) -> anyhow::Result<Self> {
         let wants_name = args.upper.is_none() && !args.read_only && !args.is_read_only_option();
         let mut config = Config {
             volatile: args.volatile,
@@ -145,11 +150,11 @@ impl Prepared {
         let mut lease = None;
         if let (Some(name), Some(store)) = (image, &store) {
             let image = store.resolve(name)?;
-            lease = store
-                .lease(&Pins {
-                    layers: image.layers.clone(),
-                })
-                .ok();
+            lease = Some(store.lease(&Pins {
+                holder: format!("the mount at {}", target.display()),
+                image: store.image(&image.id).ok().map(|image| image.id),
+                layers: image.layers.clone(),
+            })?);
             config.image = Some(ImageLower {
                 store: Arc::clone(store),
                 layers: image.layers,

@@ -151,6 +151,12 @@ pub fn attr_of(ino: Ino, inode: Inode<'_>) -> Attr {
         Data::Device { major, minor } => rustix::fs::makedev(major, minor),
         _ => 0,
     };
+    let (size, blocks) = match inode.mode() & libc::S_IFMT {
+        libc::S_IFREG => (inode.size(), inode.size().div_ceil(512)),
+        // A directory takes no space here; this is what one takes elsewhere.
+        libc::S_IFDIR => (4096, 8),
+        _ => (inode.size(), 0),
+    };
     Attr {
         ino: Number::of_image(ino).0,
         dev: 0,
@@ -159,12 +165,8 @@ pub fn attr_of(ino: Ino, inode: Inode<'_>) -> Attr {
         uid: inode.uid(),
         gid: inode.gid(),
         rdev,
-        size: inode.size(),
-        blocks: if inode.mode() & libc::S_IFMT == libc::S_IFREG {
-            inode.size().div_ceil(512)
-        } else {
-            0
-        },
+        size,
+        blocks,
         blksize: 4096,
         atime: time,
         mtime: time,

@@ -1,95 +1,329 @@
-//! Temporary: images, names and leases until the real ones land.
+//! Images: a stack of layers with a manifest and a configuration, and finding them.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
 
-use super::{Store, StoreError};
+use super::oci::{self, ContainerConfig, Descriptor, History, ImageConfig, Manifest, RootFs};
+use super::refs::Name;
+use super::staging::Staging;
+use super::{Store, StoreError, sync_dir, txn};
 use crate::digest::{ChainId, DiffId, Digest, ImageId};
 
-/// An image.
-#[derive(Clone, Debug)]
+const MANIFEST: &str = "manifest.json";
+const CONFIG: &str = "config.json";
+/// The shortest beginning of a digest that names something.
+const PREFIX_MIN: usize = 4;
+
+/// An image of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Its digest.
+    /// The digest of its manifest. Of a bare layer, which has no manifest, its diffID.
     pub id: ImageId,
-    /// Its names.
+    /// Its names, sorted.
     pub names: Vec<String>,
-    /// Its layers, bottom first.
+    /// Its layers, bottom first; at least one.
     pub layers: Vec<DiffId>,
-    /// Its chain.
+    /// The chain ID of all layers.
     pub chain: ChainId,
+    /// CPU, operating system, how to run it, and how it was made.
+    pub config: ImageConfig,
+    /// Length of the layers' uncompressed archives together, in bytes.
+    pub size: u64,
 }
 
-/// What a lease pins.
-pub struct Pins {
-    /// Layers.
-    pub layers: Vec<DiffId>,
+/// What an image says besides its layers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// When it was made (RFC 3339). Left out, the same layers always make the same image.
+    pub created: Option<String>,
+    /// CPU, by the names of Go; this machine's if not given.
+    pub architecture: Option<String>,
+    /// How to run it.
+    pub config: Option<ContainerConfig>,
+    /// How each layer was made.
+    pub history: Vec<History>,
 }
-
-/// A lease.
-pub struct Lease(#[expect(dead_code, reason = "held")] File);
 
 impl Store {
-    /// Finds an image.
-    pub fn resolve(&self, name: &str) -> Result<Image, StoreError> {
-        let path = self.root().join("refs").join(name);
-        let text = fs::read(&path).map_err(StoreError::io("find image", &path))?;
-        let layers: Vec<DiffId> = serde_json::from_slice(&text)
-            .map_err(|error| StoreError::io("read", &path)(io::Error::other(error)))?;
-        let id = ImageId(Digest::of(&text));
-        let chain = ChainId::of(&layers).unwrap_or(ChainId(id.0));
-        Ok(Image {
-            id,
-            names: vec![name.to_owned()],
-            layers,
-            chain,
-        })
+    /// Makes layers, bottom first, an image with a name. Another image that has the name loses it.
+    ///
+    /// # Errors
+    /// When the name is not possible, a layer is missing or damaged, the layers do not fit
+    /// together, or the store cannot be written.
+    pub fn tag(
+        &self,
+        name: &str,
+        layers: &[DiffId],
+        spec: &ImageSpec,
+    ) -> Result<Image, StoreError> {
+        let name = Name::parse(name)?;
+        self.for_writing()?;
+        let _lock = self.lock_shared()?;
+        self.merged_index(layers)?;
+        let config = ImageConfig {
+            created: spec.created.clone(),
+            architecture: spec
+                .architecture
+                .clone()
+                .unwrap_or_else(|| oci::architecture().to_owned()),
+            os: "linux".into(),
+            config: spec.config.clone(),
+            rootfs: RootFs {
+                kind: "layers".into(),
+                diff_ids: layers.to_vec(),
+            },
+            history: spec.history.clone(),
+        };
+        let config = to_json(&config);
+        let descriptors = layers.iter().map(|id| self.describe(id));
+        let manifest = Manifest::new(&config, descriptors.collect::<Result<_, _>>()?);
+        let manifest = to_json(&manifest);
+        let id = ImageId(Digest::of(&manifest));
+        self.publish_image(&id, &manifest, &config)?;
+        self.set_name(&name, &id)?;
+        self.image(&id)
     }
 
-    /// All images.
+    /// Gives an image another name.
+    ///
+    /// # Errors
+    /// When the name is not possible, there is no such image, or the store cannot be written.
+    pub fn tag_image(&self, name: &str, id: &ImageId) -> Result<(), StoreError> {
+        let name = Name::parse(name)?;
+        self.for_writing()?;
+        let _lock = self.lock_shared()?;
+        self.image(id)?;
+        self.set_name(&name, id)
+    }
+
+    /// The image with this digest.
+    ///
+    /// # Errors
+    /// When the store does not have it, or has it damaged.
+    pub fn image(&self, id: &ImageId) -> Result<Image, StoreError> {
+        let mut image = self.read_image(id)?;
+        let names = self.names()?.into_iter();
+        image.names = names
+            .filter(|(_, other)| other == id)
+            .map(|(name, _)| name.as_str().to_owned())
+            .collect();
+        Ok(image)
+    }
+
+    /// All images, those with names first, sorted by name. Damaged ones are left out, with a
+    /// warning.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
     pub fn images(&self) -> Result<Vec<Image>, StoreError> {
-        let path = self.root().join("refs");
+        let names = self.names()?;
         let mut images = Vec::new();
-        for entry in fs::read_dir(&path).map_err(StoreError::io("read", &path))? {
-            let name = entry.map_err(StoreError::io("read", &path))?.file_name();
-            images.push(self.resolve(&name.to_string_lossy())?);
+        for digest in self.digests_in("images")? {
+            match self.read_image(&ImageId(digest)) {
+                Ok(image) => images.push(image),
+                Err(error) => tracing::warn!("{error}"),
+            }
         }
+        for image in &mut images {
+            let own = names.iter().filter(|(_, id)| *id == image.id);
+            image.names = own.map(|(name, _)| name.as_str().to_owned()).collect();
+        }
+        images.sort_by(|a, b| {
+            let key = |image: &Image| (image.names.is_empty(), image.names.first().cloned());
+            key(a).cmp(&key(b)).then(a.id.cmp(&b.id))
+        });
         Ok(images)
     }
 
-    /// Names an image.
-    pub fn tag(&self, name: &str, layers: &[DiffId]) -> Result<Image, StoreError> {
-        let path = self.root().join("refs").join(name);
-        let text = serde_json::to_vec(layers).unwrap_or_default();
-        fs::write(&path, text).map_err(StoreError::io("write", &path))?;
-        self.resolve(name)
+    /// What a person calls by a name, a digest, or the beginning of one: an image, also by its chain
+    /// ID, or a layer, as an image of one layer.
+    ///
+    /// # Errors
+    /// When there is no such thing, there are several, or it is damaged.
+    pub fn resolve(&self, name: &str) -> Result<Image, StoreError> {
+        if let Ok(parsed) = Name::parse(name)
+            && let Some(id) = self.named_image(&parsed)?
+        {
+            return self.image(&id);
+        }
+        let not_found = || StoreError::NotFound(name.to_owned());
+        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
+        let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if prefix.len() < PREFIX_MIN || !prefix.bytes().all(is_hex) {
+            return Err(not_found());
+        }
+        let mut found = Vec::new();
+        for image in self.images()? {
+            for digest in [image.id.0, image.chain.0] {
+                if digest.hex().starts_with(prefix) {
+                    found.push((digest, image));
+                    break;
+                }
+            }
+        }
+        for id in self.layers()? {
+            // An image of this one layer is the better answer.
+            let known = found.iter().any(|(_, image)| image.layers == [id]);
+            if id.0.hex().starts_with(prefix) && !known {
+                found.push((id.0, self.bare_layer(&id)?));
+            }
+        }
+        match found.len() {
+            0 | 1 => found.pop().map(|(_, image)| image).ok_or_else(not_found),
+            _ => Err(StoreError::Ambiguous {
+                name: name.to_owned(),
+                candidates: found.iter().map(|(digest, _)| digest.to_string()).collect(),
+            }),
+        }
     }
 
-    /// Takes a lease.
-    pub fn lease(&self, _: &Pins) -> Result<Lease, StoreError> {
-        let path = self.root().join("store.json");
-        Ok(Lease(
-            File::open(&path).map_err(StoreError::io("open", &path))?,
-        ))
+    /// Takes a name from an image, which stays. Returns the image.
+    ///
+    /// # Errors
+    /// When nothing has the name, or the store cannot be written.
+    pub fn untag(&self, name: &str) -> Result<ImageId, StoreError> {
+        self.for_writing()?;
+        let parsed = Name::parse(name)?;
+        let id = self.named_image(&parsed)?;
+        let id = id.ok_or_else(|| StoreError::NotFound(name.to_owned()))?;
+        self.remove_name(&parsed)?;
+        Ok(id)
     }
 
-    /// Removes a name.
-    pub fn remove_image(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.root().join("refs").join(name);
-        fs::remove_file(&path).map_err(StoreError::io("remove", &path))
+    /// Removes an image with all its names. Its layers stay.
+    ///
+    /// # Errors
+    /// When the store does not have it, a live mount uses it, or the store cannot be written.
+    pub fn remove_image(&self, id: &ImageId) -> Result<(), StoreError> {
+        self.for_writing()?;
+        let _lock = self.lock_exclusive()?;
+        let path = self.image_dir(id);
+        if !path.exists() {
+            return Err(StoreError::NotFound(id.to_string()));
+        }
+        let by = self.holders(|pins| pins.image == Some(*id))?;
+        if !by.is_empty() {
+            let what = format!("image {id}");
+            return Err(StoreError::InUse { what, by });
+        }
+        for (name, other) in self.names()? {
+            if other == *id {
+                self.remove_name(&name)?;
+            }
+        }
+        self.discard(&path)
     }
 
-    /// Finds a layer.
-    pub fn resolve_layer(&self, name: &str) -> Result<DiffId, StoreError> {
-        let found = self
-            .layers()?
-            .into_iter()
-            .find(|id| id.0.hex().starts_with(name) || id.to_string() == name);
-        found.ok_or_else(|| StoreError::io("find layer", self.root())(io::Error::other(name)))
+    /// Takes a directory out of the store in one step, then removes it.
+    pub(super) fn discard(&self, path: &Path) -> Result<(), StoreError> {
+        let staging = Staging::create(&self.root().join("staging"))?;
+        fs::rename(path, staging.path().join("removed")).map_err(StoreError::io("remove", path))?;
+        path.parent().map_or(Ok(()), sync_dir)
     }
 
-    /// Removes a layer.
-    pub fn remove_layer(&self, id: &DiffId) -> Result<(), StoreError> {
-        let path = self.layer_dir(id);
-        fs::remove_dir_all(&path).map_err(StoreError::io("remove", &path))
+    fn image_dir(&self, id: &ImageId) -> std::path::PathBuf {
+        self.root().join("images").join(id.0.hex())
     }
+
+    fn describe(&self, id: &DiffId) -> Result<Descriptor, StoreError> {
+        Ok(Descriptor {
+            media_type: oci::LAYER.into(),
+            digest: id.to_string(),
+            size: self.layer(id)?.tar_size,
+        })
+    }
+
+    fn publish_image(
+        &self,
+        id: &ImageId,
+        manifest: &[u8],
+        config: &[u8],
+    ) -> Result<(), StoreError> {
+        let to = self.image_dir(id);
+        let has = |name, bytes: &[u8]| fs::read(to.join(name)).is_ok_and(|found| found == bytes);
+        if has(MANIFEST, manifest) && has(CONFIG, config) {
+            return Ok(());
+        }
+        let staging = Staging::create(&self.root().join("staging"))?;
+        let dir = staging.path().join("image");
+        fs::create_dir(&dir).map_err(StoreError::io("create", &dir))?;
+        for (name, bytes) in [(MANIFEST, manifest), (CONFIG, config)] {
+            let path = dir.join(name);
+            let write = || -> io::Result<()> {
+                let mut file = fs::File::create(&path)?;
+                file.write_all(bytes)?;
+                file.sync_all()
+            };
+            write().map_err(StoreError::io("write", &path))?;
+        }
+        sync_dir(&dir)?;
+        txn::publish_dir(&dir, &to)?;
+        sync_dir(&self.root().join("images"))
+    }
+
+    /// An image without its names.
+    fn read_image(&self, id: &ImageId) -> Result<Image, StoreError> {
+        let dir = self.image_dir(id);
+        if !dir.exists() {
+            return Err(StoreError::NotFound(id.to_string()));
+        }
+        let path = dir.join(MANIFEST);
+        let manifest: Manifest = read_json(&path, &id.0)?;
+        let config_path = dir.join(CONFIG);
+        let damaged = |path: &Path, problem: String| StoreError::ImageDamaged {
+            path: path.to_owned(),
+            problem,
+        };
+        let digest = manifest.config.digest.parse();
+        let digest: Digest = digest.map_err(|error| damaged(&path, format!("{error}")))?;
+        let config: ImageConfig = read_json(&config_path, &digest)?;
+        let layers = config.rootfs.diff_ids.clone();
+        let chain =
+            ChainId::of(&layers).ok_or_else(|| damaged(&config_path, "it has no layers".into()))?;
+        Ok(Image {
+            id: *id,
+            names: Vec::new(),
+            layers,
+            chain,
+            config,
+            size: manifest.layers.iter().map(|layer| layer.size).sum(),
+        })
+    }
+
+    /// A layer as an image.
+    fn bare_layer(&self, id: &DiffId) -> Result<Image, StoreError> {
+        Ok(Image {
+            id: ImageId(id.0),
+            names: Vec::new(),
+            layers: vec![*id],
+            chain: ChainId(id.0),
+            config: ImageConfig::default(),
+            size: self.layer(id)?.tar_size,
+        })
+    }
+}
+
+/// Reads a file that a digest names.
+fn read_json<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    digest: &Digest,
+) -> Result<T, StoreError> {
+    let text = fs::read(path).map_err(StoreError::io("read", path))?;
+    let damaged = |problem| StoreError::ImageDamaged {
+        path: path.to_owned(),
+        problem,
+    };
+    let found = Digest::of(&text);
+    if found != *digest {
+        return Err(damaged(format!(
+            "its digest is {found} instead of {digest}"
+        )));
+    }
+    serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))
+}
+
+fn to_json(value: &impl serde::Serialize) -> Vec<u8> {
+    // Maps have strings for keys, so this cannot fail.
+    serde_json::to_vec(value).unwrap_or_default()
 }

@@ -24,6 +24,14 @@ impl Store {
         self.lock(FlockOperation::LockExclusive)
     }
 
+    /// As [`Self::lock_exclusive`]; `None` instead of waiting.
+    pub(super) fn try_lock_exclusive(&self) -> Result<Option<StoreLock>, StoreError> {
+        match self.lock(FlockOperation::NonBlockingLockExclusive) {
+            Err(error) if error.io_kind() == Some(std::io::ErrorKind::WouldBlock) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
     fn lock(&self, operation: FlockOperation) -> Result<StoreLock, StoreError> {
         let path = self.root().join(superblock::FILE);
         let file = File::open(&path).map_err(StoreError::io("open", &path))?;

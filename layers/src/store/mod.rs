@@ -29,18 +29,24 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use crate::digest::{ChainId, DiffId};
 
 mod error;
+mod gc;
 mod images;
 mod layers;
+mod lease;
 mod lock;
 mod objects;
+pub mod oci;
+mod refs;
 mod staging;
 mod superblock;
 mod txn;
 
 pub use error::StoreError;
-pub use images::{Image, Lease, Pins};
+pub use gc::Swept;
+pub use images::{Image, ImageSpec};
 pub use layers::LayerInfo;
 pub(crate) use layers::{INDEX, TARSPLIT};
+pub use lease::{Lease, Pins};
 pub use txn::{Committed, Transaction};
 pub(crate) use txn::{LargeObject, LayerStage};
 
@@ -94,11 +100,15 @@ impl Store {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let objects = openat(CWD, &objects, flags, Mode::empty())
             .map_err(StoreError::io("open", &objects))?;
-        Ok(Self {
+        let store = Self {
             root,
             access,
             objects,
-        })
+        };
+        if access == Access::ReadWrite {
+            store.clear_stale_leases()?;
+        }
+        Ok(store)
     }
 
     /// The directory of the store, an absolute path.

@@ -87,7 +87,7 @@ fn lock(path: &Path) -> Result<Option<File>, StoreError> {
 }
 
 /// A name that no other process has.
-fn unique_name() -> Result<String, StoreError> {
+pub(super) fn unique_name() -> Result<String, StoreError> {
     let mut random = [0; 8];
     getrandom(&mut random, GetRandomFlags::empty())
         .map_err(StoreError::io("read", "/dev/urandom"))?;

@@ -416,7 +416,7 @@ fn same_contents(here: &Path, there: &Path) -> Result<bool, StoreError> {
 
 /// Renames a staged directory into place. One that is there already, damaged or published by
 /// another process meanwhile, is exchanged for it and goes with the staging directory.
-fn publish_dir(from: &Path, to: &Path) -> Result<(), StoreError> {
+pub(super) fn publish_dir(from: &Path, to: &Path) -> Result<(), StoreError> {
     loop {
         match fs::rename(from, to) {
             Ok(()) => return Ok(()),

@@ -1,6 +1,7 @@
 //! What can be wrong with an archive.
 
 use std::io;
+use std::path::PathBuf;
 
 use super::header::FieldError;
 use super::pax::PaxError;
@@ -65,6 +66,24 @@ pub enum Problem {
     /// Reading it failed.
     #[error("cannot read it: {0}")]
     Read(io::Error),
+    /// Something in a directory that a layer is made of cannot be read.
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Source {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something in a directory that a layer cannot hold.
+    #[error("{}: {problem}", .path.display())]
+    Unfit {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        problem: &'static str,
+    },
     /// The compressed data is wrong.
     #[error("the {kind} data is truncated or damaged: {source}")]
     Compressed {
@@ -202,6 +221,9 @@ pub enum SplitError {
     /// A record that means nothing.
     #[error("has a record that means nothing")]
     Record,
+    /// It says that it is another layer's.
+    #[error("belongs to another layer")]
+    Other,
 }
 
 /// The beginning of an error message. Long paths are cut.

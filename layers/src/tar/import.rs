@@ -37,6 +37,9 @@ pub struct ImportOptions<'a> {
     /// How much an archive may expand to, in bytes, holes of sparse files included;
     /// [`DEFAULT_MAX_SIZE`] if not given.
     pub max_size: Option<u64>,
+    /// Of a directory: it is the upper of an overlayfs mount, so its whiteouts and opaque
+    /// directories become those of the layer. Otherwise a directory is taken as it is.
+    pub overlay: bool,
     /// Is told how far it is.
     pub progress: &'a dyn Progress,
 }
@@ -45,6 +48,7 @@ impl Default for ImportOptions<'_> {
     fn default() -> Self {
         Self {
             max_size: None,
+            overlay: false,
             progress: &(),
         }
     }
@@ -52,7 +56,8 @@ impl Default for ImportOptions<'_> {
 
 /// Is told by an import how far it is, from several threads.
 pub trait Progress: Sync {
-    /// So many more bytes of the archive were read, as it is, compressed or not.
+    /// So many more bytes of the archive were read, as it is, compressed or not; of a directory,
+    /// of the files in it.
     fn bytes(&self, count: u64);
 
     /// One more entry is done.

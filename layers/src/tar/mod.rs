@@ -4,7 +4,9 @@
 
 mod chunk;
 mod contents;
+mod dir;
 mod error;
+mod export;
 mod header;
 mod import;
 mod input;
@@ -16,18 +18,17 @@ mod split;
 mod tree;
 mod write;
 mod writers;
+mod xattrs;
 
+pub use dir::{import_dir, stage_dir};
 pub use error::{ArchiveError, ExportError, ImportError, Problem, SplitError};
+pub use export::{export_layer, layer_objects};
 pub use header::FieldError;
 pub use import::{DEFAULT_MAX_SIZE, ImportOptions, Progress, import_layer, stage_layer};
 pub use input::Compression;
 pub use pax::PaxError;
 pub use sparse::{Segment, SparseError};
-/// tmp
-pub fn stage_dir(
-    txn: &crate::store::Transaction<'_>,
-    _dir: &std::path::Path,
-    o: &ImportOptions<'_>,
-) -> Result<crate::store::LayerInfo, ImportError> {
-    stage_layer(txn, std::io::empty(), "x", o)
-}
+pub use write::{EntryKind, EntryMeta, LayerWriter};
+
+#[cfg(test)]
+mod tests;

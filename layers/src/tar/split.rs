@@ -390,12 +390,15 @@ mod tests {
     }
 
     #[test]
-    fn any_damage_is_noticed() {
+    fn damage_is_noticed() {
         let (bytes, ..) = sample();
+        let parts = collect(bytes.clone()).unwrap();
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
-            assert!(collect(damaged).is_err(), "byte {at}");
+            // A zstd frame has a bit that means nothing.
+            let result = collect(damaged);
+            assert!(result.is_err() || result.unwrap() == parts, "byte {at}");
             assert!(collect(bytes[..at].to_vec()).is_err(), "cut at {at}");
         }
     }

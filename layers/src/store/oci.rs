@@ -1,0 +1,142 @@
+//! The JSON of images: as much of the OCI image specification as a store needs.
+//!
+//! The files are kept as they were written, byte for byte: their digests name them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{DiffId, Digest};
+
+/// Media type of an uncompressed layer, which is what a layer's diffID is the digest of.
+pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+
+/// Refers to contents by digest ("Content Descriptors").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What they are.
+    pub media_type: String,
+    /// Their digest.
+    pub digest: String,
+    /// Their length in bytes.
+    pub size: u64,
+}
+
+/// An image: its configuration and its layers ("Image Manifest").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    schema_version: u32,
+    media_type: Option<String>,
+    /// The configuration.
+    pub config: Descriptor,
+    /// The layers, bottom first.
+    pub layers: Vec<Descriptor>,
+}
+
+impl Manifest {
+    /// That of an image with this configuration and these layers.
+    pub fn new(config: &[u8], layers: Vec<Descriptor>) -> Self {
+        Self {
+            schema_version: 2,
+            media_type: Some(MANIFEST.into()),
+            config: Descriptor {
+                media_type: CONFIG.into(),
+                digest: Digest::of(config).to_string(),
+                size: config.len() as u64,
+            },
+            layers,
+        }
+    }
+}
+
+/// What to know for running an image ("Image Configuration").
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    /// When it was made (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    /// CPU, by the names of Go.
+    #[serde(default)]
+    pub architecture: String,
+    /// Operating system, by the names of Go.
+    #[serde(default)]
+    pub os: String,
+    /// How to run it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ContainerConfig>,
+    /// Its layers.
+    pub rootfs: RootFs,
+    /// How the layers were made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<History>,
+}
+
+/// The layers of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootFs {
+    /// Always `layers`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Bottom first.
+    pub diff_ids: Vec<DiffId>,
+}
+
+/// How a layer was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// When (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    /// By what command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+    /// Whether it changed nothing in the filesystem, so that there is no layer for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub empty_layer: bool,
+}
+
+/// How to run a container of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ContainerConfig {
+    /// User, or user and group, by name or number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Environment, each `NAME=value`.
+    #[serde(skip_serializing_if = "null_or_empty")]
+    pub env: Option<Vec<String>>,
+    /// Program, with its first arguments.
+    #[serde(skip_serializing_if = "null_or_empty")]
+    pub entrypoint: Option<Vec<String>>,
+    /// Arguments of the entrypoint, or a program with its arguments.
+    #[serde(skip_serializing_if = "null_or_empty")]
+    pub cmd: Option<Vec<String>>,
+    /// Working directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// Anything else people want to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+fn null_or_empty(list: &Option<Vec<String>>) -> bool {
+    list.as_ref().is_none_or(Vec::is_empty)
+}
+
+/// This machine's CPU, by the name that Go has for it.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+        "powerpc64" => "ppc64",
+        "mips64" if cfg!(target_endian = "little") => "mips64le",
+        "loongarch64" => "loong64",
+        other => other,
+    }
+}

@@ -1,0 +1,184 @@
+//! Making a layer of what an upper changes: the tar stream that `lamina commit` imports.
+//!
+//! The same upper gives the same stream, byte for byte, whoever makes it and whenever.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+
+use lamina_layers::tar::{EntryKind, EntryMeta, LayerWriter, Segment};
+
+use crate::attr::{Attr, Kind};
+use crate::error::{FsError, FsResult};
+use crate::lower::Number;
+use crate::union::{LayerItem, LayerWhat, Seek, Union};
+
+/// Writes the layer as a tar stream.
+///
+/// # Errors
+/// What reading the upper gives, and whatever `out` gives.
+pub fn write_layer(union: &Union, out: impl Write) -> io::Result<()> {
+    let mut writer = LayerWriter::new(out);
+    union
+        .visit_changes(&mut |item| write_item(union, &mut writer, &item))
+        .map_err(into_io)?;
+    writer.finish()?;
+    Ok(())
+}
+
+fn into_io(error: FsError) -> io::Error {
+    match error.explanation() {
+        Some(_) => io::Error::other(error),
+        None => error.errno().into(),
+    }
+}
+
+fn write_item<W: Write>(
+    union: &Union,
+    writer: &mut LayerWriter<W>,
+    item: &LayerItem,
+) -> FsResult<()> {
+    let path = item.path.as_slice();
+    match &item.what {
+        LayerWhat::Whiteout => writer.whiteout(path)?,
+        LayerWhat::Opaque => writer.opaque(path)?,
+        LayerWhat::Hidden => {}
+        LayerWhat::Object {
+            number,
+            attr,
+            link_to,
+            ..
+        } => {
+            if attr.kind() == Kind::Socket {
+                tracing::warn!(
+                    "{}: sockets are not part of a layer",
+                    String::from_utf8_lossy(path)
+                );
+                return Ok(());
+            }
+            let meta = meta_of(union, *number, attr)?;
+            if let Some(first) = link_to {
+                writer.add(path, &meta, EntryKind::HardLink(first))?;
+                return Ok(());
+            }
+            write_object(union, writer, path, &meta, *number, attr)?;
+        }
+    }
+    Ok(())
+}
+
+fn meta_of(union: &Union, number: Number, attr: &Attr) -> FsResult<EntryMeta> {
+    let mut xattrs = Vec::new();
+    for name in union.xattr_names(number)? {
+        let value = union.getxattr(number, &name)?.into_owned();
+        xattrs.push((name, value));
+    }
+    xattrs.sort();
+    Ok(EntryMeta {
+        mode: attr.mode & crate::attr::PERMISSIONS,
+        uid: attr.uid,
+        gid: attr.gid,
+        mtime: (attr.mtime.sec, attr.mtime.nsec),
+        xattrs,
+    })
+}
+
+fn write_object<W: Write>(
+    union: &Union,
+    writer: &mut LayerWriter<W>,
+    path: &[u8],
+    meta: &EntryMeta,
+    number: Number,
+    attr: &Attr,
+) -> FsResult<()> {
+    let (major, minor) = (rustix::fs::major(attr.rdev), rustix::fs::minor(attr.rdev));
+    match attr.kind() {
+        Kind::Dir => writer.add(path, meta, EntryKind::Directory)?,
+        Kind::Symlink => {
+            let target = union.readlink(number)?;
+            writer.add(path, meta, EntryKind::Symlink(&target))?;
+        }
+        Kind::Char => writer.add(path, meta, EntryKind::CharDevice { major, minor })?,
+        Kind::Block => writer.add(path, meta, EntryKind::BlockDevice { major, minor })?,
+        Kind::Fifo => writer.add(path, meta, EntryKind::Fifo)?,
+        Kind::Socket => {}
+        Kind::File => {
+            let segments = segments(union, number, attr.size)?;
+            let whole = [Segment {
+                offset: 0,
+                length: attr.size,
+            }];
+            let sparse = (segments != whole && attr.size > 0).then_some(segments.as_slice());
+            let pieces = sparse.unwrap_or(&whole).iter().copied();
+            let mut data = Data {
+                union,
+                number,
+                pieces: pieces.collect(),
+                buffer: Vec::new(),
+            };
+            let kind = EntryKind::File {
+                size: attr.size,
+                segments: sparse,
+                data: &mut data,
+            };
+            writer.add(path, meta, kind)?;
+        }
+    }
+    Ok(())
+}
+
+/// The data of a file of the union, holes left out.
+struct Data<'a> {
+    union: &'a Union,
+    number: Number,
+    /// What is still to be read.
+    pieces: VecDeque<Segment>,
+    buffer: Vec<u8>,
+}
+
+impl Read for Data<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while let Some(piece) = self.pieces.front_mut() {
+            if piece.length == 0 {
+                self.pieces.pop_front();
+                continue;
+            }
+            let size = usize::try_from(piece.length)
+                .unwrap_or(usize::MAX)
+                .min(into.len());
+            let copy = |data: &[u8]| {
+                into.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+                data.len()
+            };
+            let read = self
+                .union
+                .read(self.number, piece.offset, size, &mut self.buffer, copy);
+            let got = read.map_err(into_io)?;
+            piece.offset += got as u64;
+            piece.length -= got as u64;
+            return Ok(got);
+        }
+        Ok(0)
+    }
+}
+
+/// Where a file has data, in order.
+fn segments(union: &Union, number: Number, size: u64) -> FsResult<Vec<Segment>> {
+    let mut segments = Vec::new();
+    let mut position = 0;
+    while position < size {
+        let start = match union.lseek(number, position, Seek::Data) {
+            Err(error) if error.errno() == rustix::io::Errno::NXIO => break,
+            result => result?.min(size),
+        };
+        let end = union.lseek(number, start, Seek::Hole)?.min(size);
+        if end <= start {
+            break;
+        }
+        segments.push(Segment {
+            offset: start,
+            length: end - start,
+        });
+        position = end;
+    }
+    Ok(segments)
+}
