@@ -334,7 +334,7 @@ fn upper_and_work_must_fit_together() {
             work.to_str().unwrap(),
             "small",
         ],
-        &target,
+        &sandbox.join("first"),
     );
     let message = lamina.fails(1, mount_with(&upper, &sandbox.dir("work2")));
     assert!(
