@@ -22,10 +22,9 @@ pub struct ManArgs {
 }
 
 /// Prints a completion script.
-pub fn completions(args: &CompletionArgs) -> anyhow::Result<()> {
+pub fn completions(args: &CompletionArgs) {
     let mut command = super::Cli::command();
     clap_complete::generate(args.shell, &mut command, "lamina", &mut std::io::stdout());
-    Ok(())
 }
 
 /// Writes a page for the program and one for each command.

@@ -69,7 +69,7 @@ pub struct InspectArgs {
 /// Arguments of `lamina layer rm`.
 #[derive(Debug, Args)]
 pub struct RmArgs {
-    /// DiffIDs, or starts of them
+    /// Digests (diffID), or starts of them
     #[arg(required = true)]
     layers: Vec<String>,
 }

@@ -31,7 +31,7 @@ mod umount;
 )]
 struct Cli {
     /// Directory of the layer store [default: /var/lib/lamina for root, else
-    /// $XDG_DATA_HOME/lamina]
+    /// `$XDG_DATA_HOME/lamina`]
     #[arg(long, global = true, env = "LAMINA_STORE", value_name = "DIR")]
     store: Option<PathBuf>,
     /// What to log on standard error, or once a mount is live in the file `log` of its runtime
@@ -122,7 +122,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Ps(args) => ps::run(&args),
         Command::Diff(args) => diff::run(&context, &args),
         Command::Commit(args) => commit::run(&context, &args),
-        Command::Completions(args) => generate::completions(&args),
+        Command::Completions(args) => {
+            generate::completions(&args);
+            Ok(())
+        }
         Command::GenMan(args) => generate::man(&args),
     }
 }

@@ -61,7 +61,7 @@ pub struct MountArgs {
     /// Stay in the foreground until it is unmounted
     #[arg(short, long)]
     foreground: bool,
-    /// Mount options: ro, nosuid, nodev, noexec, noatime, allow_other, fsname=, context=, …
+    /// Mount options: ro, nosuid, nodev, noexec, noatime, `allow_other`, fsname=, context=, …
     #[arg(short = 'o', long = "options", value_name = "OPTIONS")]
     options: Vec<String>,
     /// Number of threads [default: as many as processors]
@@ -94,7 +94,7 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
     options
         .source
         .get_or_insert_with(|| image.unwrap_or("lamina").to_owned());
-    prepared.serve(target, &options, image, args)
+    prepared.serve(&target, &options, image, args)
 }
 
 impl MountArgs {
@@ -179,7 +179,7 @@ impl Prepared {
 
     fn serve(
         self,
-        target: PathBuf,
+        target: &Path,
         options: &MountOptions,
         image: Option<&str>,
         args: &MountArgs,
@@ -190,11 +190,11 @@ impl Prepared {
                 .copy_root_attributes()
                 .context("cannot prepare the upper directory")?;
         }
-        let device = attach(&target, options)?;
-        let ended = self.serve_attached(device, union, &target, image, args);
+        let device = attach(target, options)?;
+        let ended = self.serve_attached(device, union, target, image, args);
         if ended.is_err() {
             // The mount must not stay without a daemon; the reason that is told is the first.
-            if let Err(cause) = detach(&target, true) {
+            if let Err(cause) = detach(target, true) {
                 tracing::debug!("{cause}");
             }
         }
