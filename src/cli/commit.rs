@@ -80,14 +80,14 @@ fn import_changes(store: &Store, union: &Union) -> anyhow::Result<LayerInfo> {
     std::thread::scope(|scope| {
         let written = scope.spawn(|| crate::commit::write_layer(union, io::BufWriter::new(writer)));
         let imported = import_layer(store, reader, "the changes", &options);
-        match written.join() {
-            Ok(Ok(())) => {}
-            // When the import fails first, the writer's pipe breaks: the import's reason counts.
-            Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => {
-                anyhow::bail!("cannot read the changes: {error}");
-            }
-            Ok(Err(_)) => {}
-            Err(_) => anyhow::bail!("cannot read the changes: the reader failed"),
+        let written = written
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the reader failed")));
+        // When the import fails first, the writer's pipe breaks: then the import's reason counts.
+        if let Err(error) = written
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            anyhow::bail!("cannot read the changes: {error}");
         }
         bar.finish();
         Ok(imported?)

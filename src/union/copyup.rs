@@ -263,33 +263,26 @@ impl Union {
         self.copy_up_one(dir, 0).map(|_| ())
     }
 
-    /// The directory of a lower path as it is now in the union, if the path still means the
-    /// object with this number.
+    /// The directory of a lower path as it is now in the union, and the name in it, if that still
+    /// means the object with this number.
     fn visible_parent(
         &self,
         path: &[u8],
         number: Number,
     ) -> FsResult<Option<(Arc<Node>, Vec<u8>)>> {
-        let mut dir = Arc::clone(&self.root);
-        let mut rest = path;
-        while let Some(at) = rest.iter().position(|&byte| byte == b'/') {
-            let name = rest.get(..at).unwrap_or_default();
-            rest = rest.get(at + 1..).unwrap_or_default();
-            let next = {
-                let _entries = dir.entries.read();
-                match self.resolve(&dir, name)? {
-                    Some(found) if found.kind == Kind::Dir => self.intern(&dir, name, found, false),
-                    _ => return Ok(None),
-                }
-            };
-            dir = next;
-        }
+        let (dir, name) = match path.iter().rposition(|&byte| byte == b'/') {
+            Some(at) => path.split_at(at + 1),
+            None => (&b""[..], path),
+        };
+        let Some(dir) = self.dir_of_lower_path(dir)? else {
+            return Ok(None);
+        };
         let found = {
             let _entries = dir.entries.read();
-            self.resolve(&dir, rest)?
+            self.resolve(&dir, name)?
         };
         let same = found.is_some_and(|found| self.number_of(&found) == number);
-        Ok(same.then(|| (dir, rest.to_vec())))
+        Ok(same.then(|| (dir, name.to_vec())))
     }
 }
 

@@ -30,6 +30,7 @@ mod data;
 mod descriptors;
 mod diff;
 mod listing;
+mod moved;
 mod node;
 mod readdir;
 mod remove;
@@ -113,6 +114,7 @@ pub struct Union {
     table: Table,
     root: Arc<Node>,
     fds: FdCache<FdKey>,
+    moved: moved::MovedDirs,
     /// Tells this stack of layers from another in the marks of copied-up files.
     tag: String,
     /// Whom files of an image belong to that belong to root in it: this process's own ids where
@@ -176,6 +178,7 @@ impl Union {
             table,
             root,
             fds,
+            moved: moved::MovedDirs::default(),
             tag,
             root_ids,
         })

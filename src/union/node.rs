@@ -222,6 +222,11 @@ impl Node {
         self.state.write().names.push(new);
     }
 
+    /// Keeps the node in the table for good: something refers to it that is no name.
+    pub fn keep(&self) {
+        self.children.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Removes a name; returns whether none is left.
     pub fn remove_name(&self, parent: &Arc<Node>, name: &[u8]) -> bool {
         let mut state = self.state.write();

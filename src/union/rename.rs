@@ -379,6 +379,7 @@ impl Union {
                     return Err(Errno::XDEV.into());
                 }
                 namespace.set_redirect(dir.as_fd(), &path)?;
+                self.moved.note(&path, node);
             }
             None if self.lower_has(to.dir, to.name)? => namespace.set_opaque(dir.as_fd())?,
             None => {}

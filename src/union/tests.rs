@@ -185,6 +185,25 @@ fn hard_links_survive_copy_up_through_any_name() {
 }
 
 #[test]
+fn hard_links_into_a_moved_directory_survive_copy_up() {
+    for remount in [false, true] {
+        let mut t = Fixture::new();
+        t.rename(("", "d"), ("e", "moved"), RenameMode::Replace);
+        if remount {
+            t.remount();
+        }
+        let number = t.number("f");
+        t.u().write(number, 0, b"UPPER", false).unwrap();
+        for _ in 0..2 {
+            assert_eq!(t.read("e/moved/f2"), "UPPER f");
+            assert_eq!(t.number("e/moved/f2"), number);
+            assert_eq!(t.find("f").unwrap().nlink, 2);
+            t.remount();
+        }
+    }
+}
+
+#[test]
 fn unlinking_one_of_several_lower_names_leaves_the_others() {
     let t = Fixture::new();
     let number = t.number("f");

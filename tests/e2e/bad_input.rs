@@ -297,6 +297,7 @@ fn upper_and_work_must_fit_together() {
             .map(OsStr::to_owned)
             .collect::<Vec<_>>()
     };
+    let elsewhere = sandbox.dir("elsewhere");
 
     let other = sandbox.dir("other");
     run(Command::new("mount")
@@ -334,7 +335,7 @@ fn upper_and_work_must_fit_together() {
             work.to_str().unwrap(),
             "small",
         ],
-        &sandbox.join("first"),
+        &elsewhere,
     );
     let message = lamina.fails(1, mount_with(&upper, &sandbox.dir("work2")));
     assert!(

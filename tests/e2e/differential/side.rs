@@ -129,7 +129,11 @@ impl Side {
         match &mut self.mounting {
             Mounting::Native => {}
             Mounting::Overlayfs { .. } => {
-                rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::empty()).unwrap();
+                // Busy for a moment when another test forks while it has files open here.
+                crate::support::lamina::wait_until("overlayfs to be unmounted", || {
+                    let flags = rustix::mount::UnmountFlags::empty();
+                    rustix::mount::unmount(&self.path, flags).is_ok()
+                });
             }
             Mounting::Lamina { live, .. } => live.take().into_iter().for_each(Mount::unmount),
         }
