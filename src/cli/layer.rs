@@ -69,7 +69,7 @@ pub struct InspectArgs {
 /// Arguments of `lamina layer rm`.
 #[derive(Debug, Args)]
 pub struct RmArgs {
-    /// DiffIDs, or starts of them
+    /// Digests (diffID), or starts of them
     #[arg(required = true)]
     layers: Vec<String>,
 }
@@ -119,14 +119,13 @@ fn build(context: &Context, args: &BuildArgs) -> anyhow::Result<()> {
     if let Some(tag) = &args.tag {
         store.tag(tag, &layers, &ImageSpec::default())?;
     }
-    let mut text = String::new();
-    for layer in &layers {
-        text += &format!("{layer}\n");
-    }
-    if let Some(chain) = ChainId::of(&layers) {
-        text += &format!("{chain}\n");
-    }
-    out::print(text)
+    let chain = ChainId::of(&layers).map(|chain| chain.to_string());
+    let lines: Vec<_> = layers
+        .iter()
+        .map(ToString::to_string)
+        .chain(chain)
+        .collect();
+    out::print(lines.join("\n") + "\n")
 }
 
 /// Imports several layers at once, all or none; the first failure in their order is the one that

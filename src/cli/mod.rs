@@ -56,7 +56,7 @@ Files:
 )]
 struct Cli {
     /// Directory of the layer store [default: /var/lib/lamina for root, else
-    /// $XDG_DATA_HOME/lamina]
+    /// `$XDG_DATA_HOME/lamina`]
     #[arg(long, global = true, env = "LAMINA_STORE", value_name = "DIR")]
     store: Option<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or target=level, with commas. It goes to

@@ -57,7 +57,7 @@ pub struct MountArgs {
     /// Stay in the foreground until it is unmounted
     #[arg(short, long)]
     foreground: bool,
-    /// Mount options: ro, nosuid, nodev, noexec, noatime, allow_other, fsname=, context=, …
+    /// Mount options: ro, nosuid, nodev, noexec, noatime, `allow_other`, fsname=, context=, …
     #[arg(short = 'o', long = "options", value_name = "OPTIONS")]
     options: Vec<String>,
     /// Number of threads [default: as many as processors]

@@ -31,6 +31,7 @@ pub fn print(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
 }
 
 /// A size for people: three digits or so, and a unit of powers of 1000.
+#[allow(clippy::cast_precision_loss)]
 pub fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "kB", "MB", "GB"] {

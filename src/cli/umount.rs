@@ -30,10 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<()> {
     let mut failed = None;
     for mount in &args.mounts {
-        if let Err(error) = one(context, mount, args.lazy) {
-            if let Some(earlier) = failed.replace(error) {
-                super::complain(&earlier);
-            }
+        if let Err(error) = one(context, mount, args.lazy)
+            && let Some(earlier) = failed.replace(error)
+        {
+            super::complain(&earlier);
         }
     }
     failed.map_or(Ok(()), Err)

@@ -80,7 +80,6 @@ pub mod option {
     use super::{Deserialize, Deserializer, JsonPath, PathBuf, Serialize, Serializer};
 
     /// Serializes it.
-    #[expect(clippy::ref_option, reason = "the shape serde asks for")]
     pub fn serialize<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
         path.as_deref().map(JsonPath::from).serialize(to)
     }

@@ -31,4 +31,9 @@ pub use sparse::{Segment, SparseError};
 pub use write::{EntryKind, EntryMeta, LayerWriter};
 
 #[cfg(test)]
+#[allow(
+    clippy::large_stack_arrays,
+    clippy::type_complexity,
+    clippy::match_same_arms
+)]
 mod tests;

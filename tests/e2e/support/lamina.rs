@@ -176,13 +176,6 @@ impl Mount {
         &self.target
     }
 
-    /// Unmounts it where another mount lies below it at the same place.
-    pub fn unmount_one(mut self) {
-        self.lamina
-            .ok([OsStr::new("umount"), self.target.as_os_str()]);
-        self.live = false;
-    }
-
     /// Unmounts it as a user does and waits until its daemon is gone: `lamina ps` must forget it.
     pub fn unmount(mut self) {
         self.lamina
