@@ -185,7 +185,10 @@ fn real_path(path: &Path) -> std::io::Result<PathBuf> {
 }
 
 fn default_store() -> anyhow::Result<PathBuf> {
-    if rustix::process::geteuid().is_root() {
+    // Root in a user namespace is an ordinary user, unless it has a system of its own: a container.
+    let owns_system = |meta: std::fs::Metadata| std::os::unix::fs::MetadataExt::uid(&meta) == 0;
+    if rustix::process::geteuid().is_root() && std::fs::metadata("/var/lib").is_ok_and(owns_system)
+    {
         return Ok(PathBuf::from("/var/lib/lamina"));
     }
     let absolute = |name: &str| {

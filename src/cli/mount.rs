@@ -9,7 +9,7 @@ use lamina_layers::store::{Access, Pins, Store};
 use rustix::fs::{AtFlags, CWD, accessat};
 use rustix::mount::MountFlags;
 
-use super::named::Named;
+use super::named::{self, Named};
 use super::serve::{Mounting, serve};
 use super::{Context, Usage, daemon, real_path};
 use crate::mount::options::MountOptions;
@@ -68,6 +68,9 @@ pub struct MountArgs {
 /// Mounts; returns when the mount is live, or in the foreground when it is unmounted.
 pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
     let mut options = args.mount_options()?;
+    if let Some(name) = &args.name {
+        named::check_name(name)?;
+    }
     let (image, target) = args.image_and_target()?;
     let target = check_target(target)?;
     if !args.foreground && !daemon::is_daemon() {

@@ -57,7 +57,6 @@ impl Named {
         let Some(name) = name else {
             return Self::open_new(store, &base);
         };
-        check_name(name)?;
         let dir = store.mount_dir(name);
         if dir.join(FILE).exists() {
             let kept = read_base(&dir)?;
@@ -235,7 +234,7 @@ fn layers_of(config: &Config) -> Vec<String> {
 
 /// Names are what file names safely are: letters, digits, `.`, `_` and `-`, not starting with a
 /// dot or a dash.
-fn check_name(name: &str) -> Result<(), Usage> {
+pub fn check_name(name: &str) -> Result<(), Usage> {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty()
         || name.len() > 128

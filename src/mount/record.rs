@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::json_path;
 use super::table::{self, Mounted};
+use crate::sys;
 
 /// What is written down of a live mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,8 +79,9 @@ pub struct Found {
     path: PathBuf,
 }
 
-/// Where the files of one mount are: nobody else uses the names.
-#[derive(Clone, Debug)]
+/// Where the files of one mount are: nobody else uses the names. When this is dropped, a log with
+/// nothing in it goes.
+#[derive(Debug)]
 pub struct Place {
     stem: PathBuf,
 }
@@ -131,6 +133,14 @@ impl Place {
     }
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = remove_if_empty(&self.log()) {
+            tracing::warn!("cannot remove {}: {error}", self.log().display());
+        }
+    }
+}
+
 impl Drop for Keeper {
     fn drop(&mut self) {
         if let Err(error) = clear(&self.path) {
@@ -156,11 +166,15 @@ impl Found {
 
 /// Removes a record, and the log beside it if it is empty.
 fn clear(path: &Path) -> io::Result<()> {
-    let log = path.with_extension("log");
-    if fs::metadata(&log).is_ok_and(|meta| meta.len() == 0) {
-        remove(&log)?;
-    }
+    remove_if_empty(&path.with_extension("log"))?;
     remove(path)
+}
+
+fn remove_if_empty(path: &Path) -> io::Result<()> {
+    if fs::metadata(path).is_ok_and(|meta| meta.len() == 0) {
+        remove(path)?;
+    }
+    Ok(())
 }
 
 /// Removes a file that someone else may be removing too.
@@ -176,7 +190,8 @@ fn is_locked(file: &File) -> bool {
 }
 
 /// Where records may be, the best place first: `/run/lamina` for root, then a directory `lamina`
-/// in `$XDG_RUNTIME_DIR` or `/run/user/UID`, then `/tmp/lamina-UID`.
+/// in `$XDG_RUNTIME_DIR` or `/run/user/UID`, then `/tmp/lamina-UID`. For root in a user namespace
+/// of an ordinary user, that is this user's id.
 fn candidates() -> Vec<PathBuf> {
     let uid = rustix::process::geteuid();
     let mut places = Vec::new();
@@ -184,14 +199,15 @@ fn candidates() -> Vec<PathBuf> {
         places.push(PathBuf::from("/run/lamina"));
     }
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let of_user = Path::new("/run/user").join(uid.as_raw().to_string());
+    let outside = sys::process::uid_outside(uid.as_raw());
+    let of_user = Path::new("/run/user").join(outside.to_string());
     let mine = |dir: &PathBuf| {
         dir.is_absolute()
             && fs::metadata(dir).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid.as_raw())
     };
     let dirs = runtime.into_iter().chain([of_user]).filter(mine);
     places.extend(dirs.map(|dir| dir.join("lamina")));
-    places.push(PathBuf::from(format!("/tmp/lamina-{}", uid.as_raw())));
+    places.push(PathBuf::from(format!("/tmp/lamina-{outside}")));
     places.dedup();
     places
 }

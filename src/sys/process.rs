@@ -17,10 +17,37 @@ pub fn close_all_on_exec() -> SysResult<()> {
     Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
 }
 
+/// The id that a user of this process's user namespace has in the one around it; the same if there
+/// is none around it, or the user is not there.
+pub fn uid_outside(uid: u32) -> u32 {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    mapped(&map, uid).unwrap_or(uid)
+}
+
+/// Looks an id up in a map as `user_namespaces(7)` has it: lines of first id inside, first id
+/// outside, and count.
+fn mapped(map: &str, id: u32) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace().map(|word| word.parse::<u32>().ok());
+        let (inside, outside, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
+        let offset = id.checked_sub(inside).filter(|offset| *offset < count)?;
+        outside.checked_add(offset)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
     use std::process::Command;
+
+    #[test]
+    fn ids_are_mapped() {
+        let map = "         0       1000          1\n         1     100000      65536\n";
+        let outside = [0, 1, 65_536, 65_537].map(|id| super::mapped(map, id));
+        assert_eq!(outside, [Some(1000), Some(100_000), Some(165_535), None]);
+        assert_eq!(super::mapped("0 0 4294967295", 7), Some(7));
+        assert_eq!(super::mapped("nonsense", 7), None);
+    }
 
     #[test]
     fn other_programs_inherit_nothing() {

@@ -7,8 +7,11 @@
 
 mod bad_input;
 mod builds;
+mod command_line;
 mod differential;
 mod many_layers;
 mod mounts;
+mod operating;
+mod ordinary_user;
 mod real_image;
 mod support;

@@ -3,6 +3,7 @@
 pub mod fixture;
 pub mod lamina;
 pub mod layers;
+pub mod listing;
 pub mod sandbox;
 pub mod tree;
 

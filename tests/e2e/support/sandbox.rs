@@ -100,11 +100,14 @@ pub fn mounts_under(dir: &Path) -> Vec<PathBuf> {
 
 /// The filesystem type mounted at exactly `target` (the topmost one).
 pub fn mounted_type(target: &Path) -> Option<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    table.lines().rev().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let path = unescape(left.split(' ').nth(4)?.as_bytes());
-        (path == target).then(|| right.split(' ').next().unwrap_or_default().to_owned())
+    // Mount points may be any bytes.
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mut lines = table.split(|&byte| byte == b'\n').rev();
+    lines.find_map(|line| {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let path = unescape(fields.nth(4)?);
+        let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
+        (path == target).then(|| String::from_utf8_lossy(fs_type).into_owned())
     })
 }
 
