@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lamina_layers::store::oci::History;
-use lamina_layers::store::{Access, Image, ImageSpec, LayerInfo, Store};
+use lamina_layers::store::{self, Access, Image, ImageSpec, LayerInfo, Store};
 use lamina_layers::tar::{ImportOptions, import_layer};
 
 use super::diff;
 use super::progress::Bars;
-use super::{Context, image};
+use super::{Context, image, out};
 use crate::union::Union;
 
 /// Arguments of `lamina commit`.
@@ -34,6 +34,7 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<()> {
             args.mount
         );
     }
+    store::check_name(&args.tag)?;
     let store = Store::open(&stack.store, Access::ReadWrite)?;
     let union = Union::open_for_diff(&stack.config)?;
     let layer = import_changes(&store, &union)?;
@@ -49,9 +50,8 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<()> {
     let spec = base.map_or_else(ImageSpec::default, |image| spec_on(&image));
     layers.push(layer.diff_id);
     let made = store.tag(&args.tag, &layers, &spec)?;
-    println!("{}", layer.diff_id);
-    println!("{}  {}", args.tag, image::short(&made.id.to_string()));
-    Ok(())
+    let id = image::short(&made.id.to_string());
+    out::print(format!("{}\n{}  {id}\n", layer.diff_id, args.tag))
 }
 
 fn spec_on(base: &Image) -> ImageSpec {

@@ -3,10 +3,13 @@
 //!
 //! The daemon is this same program with the same arguments and a variable in its environment. It
 //! says `live` on its standard output, which is a pipe to the first process, and then lets go of
-//! all three standard streams, so that whoever waits for their end goes on.
+//! all three standard streams, so that whoever waits for their end goes on. Until then its standard
+//! error is that of the first process, so an error is told in the same words.
 
-use std::fs::OpenOptions;
-use std::io::{Read as _, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -21,12 +24,17 @@ pub fn is_daemon() -> bool {
 }
 
 /// Starts a daemon with this process's arguments and waits until its mount is live. What it has to
-/// say before that goes to this process's standard error.
+/// say before that goes to this process's standard error. It inherits no other descriptor.
 ///
 /// # Errors
-/// An empty error if the daemon ended: it said why.
+/// When it cannot be started, or was killed. If it ended by itself it said why, and this process
+/// ends with the same status.
 pub fn start() -> anyhow::Result<()> {
+    if let Err(errno) = crate::sys::process::close_all_on_exec() {
+        tracing::warn!("the daemon keeps open what its caller has open: close_range: {errno}");
+    }
     let mut daemon = Command::new("/proc/self/exe")
+        .arg0("lamina")
         .args(std::env::args_os().skip(1))
         .env(MARK, "1")
         .stdin(Stdio::null())
@@ -44,35 +52,62 @@ pub fn start() -> anyhow::Result<()> {
     let status = daemon.wait().context("cannot wait for the daemon")?;
     match status.code() {
         // It printed the reason.
-        Some(code) => std::process::exit(code),
-        None => anyhow::bail!("the daemon ended before the mount was live: {status}"),
+        Some(code) if code != 0 => std::process::exit(code),
+        _ => anyhow::bail!("the daemon ended before the mount was live: {status}"),
     }
 }
 
-/// Leaves the session of the terminal, so that nothing done there ends the daemon.
+/// Leaves the session of the terminal, so that nothing done there ends the daemon, and takes the
+/// program's name, by which `pgrep` and `top` know it.
 pub fn leave_session() {
     // Fails only for the leader of a process group, which may stay where it is.
     if let Err(errno) = rustix::process::setsid() {
         tracing::debug!("setsid: {errno}");
     }
+    if let Err(errno) = rustix::thread::set_name(c"lamina") {
+        tracing::debug!("prctl: {errno}");
+    }
 }
 
-/// Tells the first process that the mount is live, and lets go of the standard streams. Later
-/// messages go to the file `log`.
-pub fn report_live(log: &Path) -> anyhow::Result<()> {
-    let mut stdout = std::io::stdout();
-    stdout.write_all(LIVE.as_bytes())?;
-    stdout.flush()?;
-    let null = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    match OpenOptions::new().append(true).create(true).open(log) {
-        Ok(log) => rustix::stdio::dup2_stderr(&log)?,
-        Err(_) => rustix::stdio::dup2_stderr(&null)?,
+/// What takes the place of the standard streams when the mount is live.
+pub struct Streams {
+    null: File,
+    log: File,
+}
+
+impl Streams {
+    /// Opens the file `log`, which is made.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(log: &Path) -> io::Result<Self> {
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?;
+        let log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(log)?;
+        Ok(Self { null, log })
     }
-    std::env::set_current_dir("/")?;
-    Ok(())
+
+    /// Tells the first process that the mount is live, and lets go of the standard streams. Later
+    /// messages go to the log.
+    ///
+    /// # Errors
+    /// When the first process is gone: nobody knows that the mount is there.
+    pub fn report_live(self) -> io::Result<()> {
+        std::env::set_current_dir("/")?;
+        let mut stdout = io::stdout();
+        stdout.write_all(LIVE.as_bytes())?;
+        stdout.flush()?;
+        rustix::stdio::dup2_stdin(&self.null)?;
+        rustix::stdio::dup2_stderr(&self.log)?;
+        super::log::goes_to_file();
+        // Last: at the end of this one the first process ends.
+        rustix::stdio::dup2_stdout(&self.null)?;
+        Ok(())
+    }
 }

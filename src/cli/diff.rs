@@ -1,6 +1,5 @@
 //! `lamina diff`.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +9,8 @@ use lamina_layers::digest::DiffId;
 use lamina_layers::store::{Access, Store};
 use serde::Serialize;
 
-use super::{Context, named, umount};
+use super::{Context, named, out, umount};
+use crate::mount::json_path::JsonPath;
 use crate::union::{ChangeKind, Config, ImageLower, Union};
 use crate::upper::UpperDirs;
 
@@ -28,7 +28,7 @@ pub struct DiffArgs {
 #[derive(Serialize)]
 struct Line {
     kind: &'static str,
-    path: String,
+    path: JsonPath,
 }
 
 /// Prints a line for every path that differs: A (added), C (changed) or D (deleted).
@@ -40,24 +40,21 @@ pub fn run(context: &Context, args: &DiffArgs) -> anyhow::Result<()> {
         ChangeKind::Changed => "C",
         ChangeKind::Deleted => "D",
     };
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if args.json {
         let line = |change: &crate::union::Change| Line {
             kind: letter(change.kind),
-            path: String::from_utf8_lossy(&change.path).into_owned(),
+            path: JsonPath::of(&change.path),
         };
-        let lines: Vec<Line> = changes.iter().map(line).collect();
-        serde_json::to_writer_pretty(&mut out, &lines)?;
-        writeln!(out)?;
-    } else {
-        for change in &changes {
-            out.write_all(letter(change.kind).as_bytes())?;
-            out.write_all(b" ")?;
-            out.write_all(&change.path)?;
-            out.write_all(b"\n")?;
-        }
+        return out::json(&changes.iter().map(line).collect::<Vec<Line>>());
     }
-    Ok(out.flush()?)
+    let mut text = Vec::new();
+    for change in &changes {
+        text.extend_from_slice(letter(change.kind).as_bytes());
+        text.push(b' ');
+        text.extend_from_slice(&change.path);
+        text.push(b'\n');
+    }
+    out::print(text)
 }
 
 /// A stack of layers with an upper, mounted or not.
@@ -74,11 +71,22 @@ pub struct Stack {
 
 /// The stack of a mount point or of a name.
 pub fn find(context: &Context, wanted: &Path) -> anyhow::Result<Stack> {
-    if let Some(found) = umount::find(wanted)? {
+    if let Some(found) = umount::find(context, wanted)? {
         let record = found.record;
         let (Some(upper), Some(work)) = (record.upper, record.work) else {
             bail!("{wanted:?} is mounted read-only: it has no changes");
         };
+        let places = [&record.store, &upper, &work];
+        if let Some(hidden) = record.lowers.iter().chain(places).find(|dir| {
+            // A store plays no part if there is no image.
+            dir.starts_with(&record.target) && (record.image.is_some() || *dir != &record.store)
+        }) {
+            bail!(
+                "{hidden:?} cannot be looked at while it is covered by the mount at {:?}: unmount \
+                 that first",
+                record.target
+            );
+        }
         let upper = UpperDirs { upper, work };
         return stack(
             record.store,

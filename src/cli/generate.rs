@@ -24,8 +24,9 @@ pub struct ManArgs {
 /// Prints a completion script.
 pub fn completions(args: &CompletionArgs) -> anyhow::Result<()> {
     let mut command = super::Cli::command();
-    clap_complete::generate(args.shell, &mut command, "lamina", &mut std::io::stdout());
-    Ok(())
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut command, "lamina", &mut script);
+    super::out::print(script)
 }
 
 /// Writes a page for the program and one for each command.

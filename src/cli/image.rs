@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use lamina_layers::store::{Image, Store, StoreError};
 
-use super::{Context, table};
+use super::{Context, out, table};
 
 /// Commands for images.
 #[derive(Debug, Subcommand)]
@@ -75,8 +75,7 @@ fn list(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
     let images = context.store_to_read()?.images()?;
     if args.json {
         let values: Vec<_> = images.iter().map(json).collect();
-        println!("{}", serde_json::to_string_pretty(&values)?);
-        return Ok(());
+        return out::json(&values);
     }
     let row = |image: &Image| {
         let name = if image.names.is_empty() {
@@ -93,14 +92,12 @@ fn list(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
         ]
     };
     let rows: Vec<_> = images.iter().map(row).collect();
-    table::print(&["NAME", "IMAGE ID", "LAYERS", "SIZE"], &rows);
-    Ok(())
+    table::print(&["NAME", "IMAGE ID", "LAYERS", "SIZE"], &rows)
 }
 
 fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
     let image = context.store_to_read()?.resolve(&args.image)?;
-    println!("{}", serde_json::to_string_pretty(&json(&image))?);
-    Ok(())
+    out::json(&json(&image))
 }
 
 fn json(image: &Image) -> serde_json::Value {

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use lamina_layers::digest::{ChainId, DiffId};
-use lamina_layers::store::{ImageSpec, LayerInfo, Store, Transaction};
+use lamina_layers::store::{self, ImageSpec, LayerInfo, Store, Transaction};
 use lamina_layers::tar::{ImportOptions, stage_dir, stage_layer};
 use parking_lot::Mutex;
 
 use super::progress::Bars;
-use super::{Context, image, table};
+use super::{Context, Usage, image, out, table};
 
 /// Commands for layers.
 #[derive(Debug, Subcommand)]
@@ -69,7 +69,7 @@ pub struct InspectArgs {
 /// Arguments of `lamina layer rm`.
 #[derive(Debug, Args)]
 pub struct RmArgs {
-    /// DiffIDs, or starts of them
+    /// Digests (diffID), or starts of them
     #[arg(required = true)]
     layers: Vec<String>,
 }
@@ -105,23 +105,27 @@ fn build(context: &Context, args: &BuildArgs) -> anyhow::Result<()> {
         .count()
         > 1
     {
-        bail!("standard input (-) can be only one layer");
+        return Err(Usage("standard input (-) can be only one layer".into()).into());
     }
     let archives = args.archives.iter().map(|path| Source::Archive(path));
     let sources: Vec<Source<'_>> = archives
         .chain(args.dirs.iter().map(|dir| Source::Dir(dir)))
         .collect();
+    if let Some(tag) = &args.tag {
+        // Before the work, not after it.
+        store::check_name(tag)?;
+    }
     let layers = import_all(&store, &sources, args.max_size)?;
-    for layer in &layers {
-        println!("{layer}");
-    }
-    if let Some(chain) = ChainId::of(&layers) {
-        println!("{chain}");
-    }
     if let Some(tag) = &args.tag {
         store.tag(tag, &layers, &ImageSpec::default())?;
     }
-    Ok(())
+    let chain = ChainId::of(&layers).map(|chain| chain.to_string());
+    let lines: Vec<_> = layers
+        .iter()
+        .map(ToString::to_string)
+        .chain(chain)
+        .collect();
+    out::print(lines.join("\n") + "\n")
 }
 
 /// Imports several layers at once, all or none; the first failure in their order is the one that
@@ -213,8 +217,7 @@ fn list(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
         .map(|id| store.layer(id))
         .collect::<Result<_, _>>()?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&layers)?);
-        return Ok(());
+        return out::json(&layers);
     }
     let row = |layer: &LayerInfo| {
         vec![
@@ -225,15 +228,13 @@ fn list(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
         ]
     };
     let rows: Vec<_> = layers.iter().map(row).collect();
-    table::print(&["DIFF ID", "ENTRIES", "FILES", "ARCHIVE"], &rows);
-    Ok(())
+    table::print(&["DIFF ID", "ENTRIES", "FILES", "ARCHIVE"], &rows)
 }
 
 fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
     let store = context.store_to_read()?;
     let layer = store.layer(&resolve(&store, &args.layer)?)?;
-    println!("{}", serde_json::to_string_pretty(&layer)?);
-    Ok(())
+    out::json(&layer)
 }
 
 /// The layer of a diffID, or of its start.

@@ -1,7 +1,8 @@
 //! The command line: one file per command. Errors are worded for people here and nowhere printed
 //! twice; exit status 0 is success, 1 failure, 2 wrong usage.
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -14,12 +15,35 @@ mod diff;
 mod generate;
 mod image;
 mod layer;
+mod log;
 mod mount;
 mod named;
+mod out;
 mod progress;
 mod ps;
+mod rm;
+mod serve;
 mod table;
 mod umount;
+
+/// The end of the long help and of the manual page.
+const FACTS: &str = "\
+Exit status:
+  0  success
+  1  failure; one line on standard error says what, on which path or digest, and what to do
+  2  wrong usage
+
+Environment:
+  LAMINA_STORE     as --store
+  LAMINA_LOG       as --log
+  XDG_DATA_HOME    where the store of an ordinary user is; else ~/.local/share
+  XDG_RUNTIME_DIR  where the records of an ordinary user's mounts are; else /run/user/UID
+
+Files:
+  /var/lib/lamina               root's store
+  /run/lamina                   records and logs of root's mounts
+  $XDG_RUNTIME_DIR/lamina       those of an ordinary user, else in /tmp/lamina-UID
+  /etc/fuse.conf                whether ordinary users may use -o allow_other (user_allow_other)";
 
 /// A copy-on-write union filesystem over container image layers.
 #[derive(Debug, Parser)]
@@ -27,15 +51,16 @@ mod umount;
     name = "lamina",
     version,
     max_term_width = 100,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    after_long_help = FACTS
 )]
 struct Cli {
     /// Directory of the layer store [default: /var/lib/lamina for root, else
-    /// $XDG_DATA_HOME/lamina]
+    /// `$XDG_DATA_HOME/lamina`]
     #[arg(long, global = true, env = "LAMINA_STORE", value_name = "DIR")]
     store: Option<PathBuf>,
-    /// What to log on standard error, or once a mount is live in the file `log` of its runtime
-    /// directory: error, warn, info, debug, trace, or filters by module
+    /// What to log: error, warn, info, debug, trace, or target=level, with commas. It goes to
+    /// standard error; that of a mount's daemon to the file that 'lamina ps --json' names
     #[arg(
         long,
         global = true,
@@ -62,6 +87,8 @@ enum Command {
     Umount(umount::UmountArgs),
     /// List live mounts
     Ps(ps::PsArgs),
+    /// Throw away changes that the store keeps under a name
+    Rm(rm::RmArgs),
     /// Show what a mount's upper directory changes
     Diff(diff::DiffArgs),
     /// Make a layer of what a mount's upper directory changes, and an image with it on top
@@ -90,41 +117,71 @@ impl Context {
     }
 }
 
+/// Something is wrong with the arguments that clap does not see: exit status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} (see 'lamina help')")]
+struct Usage(String);
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        // Nobody misses what could not be printed.
+        Err(error) if error.is::<out::ReaderGone>() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lamina: {error:#}");
-            ExitCode::FAILURE
+            complain(&error);
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
 }
 
+/// Tells an error in one line.
+fn complain(error: &anyhow::Error) {
+    let text = format!("lamina: {}\n", in_one_line(error));
+    // Without a standard error only the exit status can tell.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// An error with its causes, each once: many messages have their cause in them.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            text.extend([colon, &words]);
+        }
+    }
+    text.replace('\n', " ")
+}
+
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log)
-        .with_context(|| format!("--log '{}' is not a filter", cli.log))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    log::start(&cli.log)?;
     let store = match cli.store {
-        Some(dir) => std::path::absolute(&dir).with_context(|| format!("--store {dir:?}"))?,
+        Some(dir) => dir,
         None => default_store()?,
     };
+    let store = real_path(&store).with_context(|| format!("cannot use --store {store:?}"))?;
     let context = Context { store };
     match cli.command {
         Command::Layer(command) => layer::run(&context, command),
         Command::Image(command) => image::run(&context, command),
         Command::Mount(args) => mount::run(&context, &args),
-        Command::Umount(args) => umount::run(&args),
-        Command::Ps(args) => ps::run(&args),
+        Command::Umount(args) => umount::run(&context, &args),
+        Command::Ps(args) => ps::run(&context, &args),
+        Command::Rm(args) => rm::run(&context, &args),
         Command::Diff(args) => diff::run(&context, &args),
         Command::Commit(args) => commit::run(&context, &args),
         Command::Completions(args) => generate::completions(&args),
         Command::GenMan(args) => generate::man(&args),
     }
+}
+
+/// The path without symbolic links, which is the same seen from everywhere; if nothing is there, as
+/// it is but absolute.
+fn real_path(path: &Path) -> std::io::Result<PathBuf> {
+    path.canonicalize().or_else(|_| std::path::absolute(path))
 }
 
 fn default_store() -> anyhow::Result<PathBuf> {
@@ -141,4 +198,27 @@ fn default_store() -> anyhow::Result<PathBuf> {
     }
     let home = absolute("HOME").context("HOME is not set: say where the store is with --store")?;
     Ok(home.join(".local/share/lamina"))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_is_one_line_with_each_cause_once() {
+        let error = anyhow!("no\nspace").context("cannot write /x: no\nspace");
+        assert_eq!(in_one_line(&error), "cannot write /x: no space");
+        let error = error.context("cannot build");
+        assert_eq!(
+            in_one_line(&error),
+            "cannot build: cannot write /x: no space"
+        );
+    }
 }

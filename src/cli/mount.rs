@@ -1,24 +1,20 @@
 //! `lamina mount`.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
-use lamina_layers::store::{Access, Lease, Pins, Store};
+use lamina_layers::store::{Access, Pins, Store};
+use rustix::fs::{AtFlags, CWD, accessat};
 use rustix::mount::MountFlags;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use super::named::Named;
-use super::{Context, daemon};
-use crate::fuse::{ServeOptions, serve};
+use super::serve::{Mounting, serve};
+use super::{Context, Usage, daemon, real_path};
 use crate::mount::options::MountOptions;
-use crate::mount::record::{self, Record};
-use crate::mount::{attach, check_target, detach};
-use crate::union::{Config, ImageLower, Union};
+use crate::mount::{check_apart, check_target};
+use crate::union::{Config, ImageLower};
 use crate::upper::UpperDirs;
 
 /// Arguments of `lamina mount`.
@@ -61,20 +57,17 @@ pub struct MountArgs {
     /// Stay in the foreground until it is unmounted
     #[arg(short, long)]
     foreground: bool,
-    /// Mount options: ro, nosuid, nodev, noexec, noatime, allow_other, fsname=, context=, …
+    /// Mount options: ro, nosuid, nodev, noexec, noatime, `allow_other`, fsname=, context=, …
     #[arg(short = 'o', long = "options", value_name = "OPTIONS")]
     options: Vec<String>,
     /// Number of threads [default: as many as processors]
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
 }
 
 /// Mounts; returns when the mount is live, or in the foreground when it is unmounted.
 pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
-    let mut options = MountOptions::default();
-    for text in &args.options {
-        options.add(text)?;
-    }
+    let mut options = args.mount_options()?;
     let (image, target) = args.image_and_target()?;
     let target = check_target(target)?;
     if !args.foreground && !daemon::is_daemon() {
@@ -83,69 +76,68 @@ pub fn run(context: &Context, args: &MountArgs) -> anyhow::Result<()> {
     if daemon::is_daemon() {
         daemon::leave_session();
     }
-    let mut prepared = Prepared::new(context, args, image, &target)?;
-    if args.read_only {
-        options.flags |= MountFlags::RDONLY;
-    }
-    let read_only = options.flags.contains(MountFlags::RDONLY);
-    if read_only {
-        prepared.config.upper = None;
-    }
     options
         .source
         .get_or_insert_with(|| image.unwrap_or("lamina").to_owned());
-    prepared.serve(target, &options, image, args)
+    serve(args.prepare(context, image, target, options)?)
 }
 
 impl MountArgs {
-    fn image_and_target(&self) -> anyhow::Result<(Option<&str>, &Path)> {
+    fn mount_options(&self) -> Result<MountOptions, Usage> {
+        let mut options = MountOptions::default();
+        for text in &self.options {
+            options
+                .add(text)
+                .map_err(|error| Usage(error.to_string()))?;
+        }
+        if self.read_only {
+            options.flags |= MountFlags::RDONLY;
+        } else if options.flags.contains(MountFlags::RDONLY)
+            && (self.upper.is_some() || self.name.is_some() || self.rm)
+        {
+            return Err(Usage(
+                "'-o ro' mounts without changes: leave out --upper, --name and --rm".into(),
+            ));
+        }
+        Ok(options)
+    }
+
+    fn image_and_target(&self) -> Result<(Option<&str>, &Path), Usage> {
         match self.places.as_slice() {
             [target] if !self.lowers.is_empty() => Ok((None, target)),
-            [only] => bail!("{only:?}: give an image and a mount point, or a --lower directory"),
             [image, target] => {
                 let name = image
                     .to_str()
-                    .with_context(|| format!("no image is named {image:?}"))?;
+                    .ok_or_else(|| Usage(format!("no image is named {}", image.display())))?;
                 Ok((Some(name), target))
             }
-            _ => bail!("give an image and a mount point"),
+            places => Err(Usage(format!(
+                "{places:?}: give an image and a mount point, or a --lower directory and a mount \
+                 point"
+            ))),
         }
     }
-}
 
-/// Everything that is needed to mount.
-struct Prepared {
-    config: Config,
-    named: Option<Named>,
-    /// Keeps the image from being removed.
-    _lease: Option<Lease>,
-    store: PathBuf,
-}
-
-impl Prepared {
-    fn new(
+    /// Opens and checks everything but what the union itself checks.
+    fn prepare(
+        &self,
         context: &Context,
-        args: &MountArgs,
         image: Option<&str>,
-        target: &Path,
-    ) -> anyhow::Result<Self> {
-        let wants_name = args.upper.is_none() && !args.read_only && !args.is_read_only_option();
+        target: PathBuf,
+        options: MountOptions,
+    ) -> anyhow::Result<Mounting> {
+        let read_only = options.flags.contains(MountFlags::RDONLY);
+        let keeps_changes = self.upper.is_none() && !read_only;
         let mut config = Config {
-            volatile: args.volatile,
+            volatile: self.volatile,
             ..Config::default()
         };
-        for lower in &args.lowers {
-            config.lowers.push(std::path::absolute(lower)?);
+        for lower in &self.lowers {
+            config.lowers.push(real_path(lower)?);
         }
-        let store = if image.is_some() || wants_name {
-            let access = if wants_name {
-                Access::ReadWrite
-            } else {
-                Access::ReadOnly
-            };
-            Some(Arc::new(open_store(&context.store, access, wants_name)?))
-        } else {
-            None
+        let store = match (image, keeps_changes) {
+            (None, false) => None,
+            (_, keeps) => Some(Arc::new(open_store(&context.store, keeps)?)),
         };
         let mut lease = None;
         if let (Some(name), Some(store)) = (image, &store) {
@@ -160,134 +152,52 @@ impl Prepared {
                 layers: image.layers,
             });
         }
-        let mut named = None;
-        if let (Some(upper), Some(work)) = (&args.upper, &args.work) {
-            let (upper, work) = (std::path::absolute(upper)?, std::path::absolute(work)?);
-            config.upper = Some(UpperDirs { upper, work });
-        } else if let (Some(store), true) = (&store, wants_name) {
-            let new = Named::open(store, args.name.as_deref(), image, &config)?;
-            config.upper = Some(new.dirs());
-            named = Some(new);
+        if let (Some(upper), Some(work)) = (&self.upper, &self.work) {
+            config.upper = Some(UpperDirs {
+                upper: real_path(upper)?,
+                work: real_path(work)?,
+            });
         }
-        Ok(Self {
+        let mut named = None;
+        if let (Some(store), true) = (&store, keeps_changes) {
+            let changes = Named::open(store, self.name.as_deref(), image, &config)?;
+            config.upper = Some(changes.dirs());
+            named = Some(changes);
+        }
+        let upper = config.upper.as_ref();
+        let upper = upper.map(|dirs| (dirs.upper.as_path(), dirs.work.as_path()));
+        check_apart(&target, &config.lowers, upper)?;
+        Ok(Mounting {
             config,
             named,
-            _lease: lease,
-            store: context.store.clone(),
-        })
-    }
-
-    fn serve(
-        self,
-        target: PathBuf,
-        options: &MountOptions,
-        image: Option<&str>,
-        args: &MountArgs,
-    ) -> anyhow::Result<()> {
-        let union = Union::open(&self.config)?;
-        if self.named.as_ref().is_some_and(|named| named.is_new) {
-            union
-                .copy_root_attributes()
-                .context("cannot prepare the upper directory")?;
-        }
-        let device = attach(&target, options)?;
-        let ended = self.serve_attached(device, union, &target, image, args);
-        if ended.is_err() {
-            // The mount must not stay without a daemon; the reason that is told is the first.
-            if let Err(cause) = detach(&target, true) {
-                tracing::debug!("{cause}");
-            }
-        }
-        ended
-    }
-
-    /// Serves until it is unmounted. The record goes last: who waits for the end waits for it.
-    fn serve_attached(
-        self,
-        device: OwnedFd,
-        union: Union,
-        target: &Path,
-        image: Option<&str>,
-        args: &MountArgs,
-    ) -> anyhow::Result<()> {
-        let keeper = self
-            .record(target, image)
-            .keep()
-            .context("cannot record the mount")?;
-        unmount_on_signals(target)?;
-        let options = ServeOptions {
-            threads: args.threads,
-        };
-        let log = record::directory()?.join("log");
-        let mut told = Ok(());
-        serve(device, Arc::new(union), &options, || {
-            if daemon::is_daemon() {
-                told = daemon::report_live(&log);
-            }
-        })
-        .context("the mount ended")?;
-        told?;
-        if let Some(named) = self.named.filter(|_| args.rm) {
-            named.remove()?;
-        }
-        drop(keeper);
-        Ok(())
-    }
-
-    fn record(&self, target: &Path, image: Option<&str>) -> Record {
-        let config = &self.config;
-        let layers = config.image.iter().flat_map(|image| &image.layers);
-        Record {
-            target: target.to_owned(),
-            name: self.named.as_ref().map(|named| named.name.clone()),
-            store: self.store.clone(),
+            lease,
+            target,
+            options,
             image: image.map(str::to_owned),
-            layers: layers.map(ToString::to_string).collect(),
-            lowers: config.lowers.clone(),
-            upper: config.upper.as_ref().map(|dirs| dirs.upper.clone()),
-            work: config.upper.as_ref().map(|dirs| dirs.work.clone()),
-            pid: std::process::id(),
-            since: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |time| time.as_secs()),
-        }
+            store: context.store.clone(),
+            threads: self.threads.map(usize::from),
+            throw_away: self.rm,
+        })
     }
 }
 
-impl MountArgs {
-    /// Whether `-o` asks for a read-only mount.
-    fn is_read_only_option(&self) -> bool {
-        let mut options = MountOptions::default();
-        self.options.iter().all(|text| options.add(text).is_ok())
-            && options.flags.contains(MountFlags::RDONLY)
+/// The store. If changes are kept in it, it must be writable, and is made on first use; else one
+/// that cannot be written to is read.
+fn open_store(root: &Path, keeps_changes: bool) -> anyhow::Result<Store> {
+    if keeps_changes {
+        return Store::open(root, Access::ReadWrite).context(
+            "changes cannot be kept in the store (see --upper and --read-only for mounts without it)",
+        );
     }
-}
-
-/// The store: one that is written to is made on first use, one that cannot be written to is
-/// read, unless changes must be kept in it.
-fn open_store(root: &Path, access: Access, must_write: bool) -> anyhow::Result<Store> {
-    let opened = Store::open(root, access);
-    match opened {
-        Err(error) if !must_write => {
-            Store::open(root, Access::ReadOnly).map_err(|_| anyhow::Error::from(error))
-        }
-        result => Ok(result?),
-    }
-}
-
-/// Detaches the mount when the process is asked to end; serving ends with the mount.
-fn unmount_on_signals(target: &Path) -> anyhow::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let target = target.to_owned();
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            for signal in signals.forever() {
-                tracing::info!("signal {signal}: unmounting {}", target.display());
-                if let Err(error) = detach(&target, true) {
-                    tracing::error!("{error}");
-                }
-            }
-        })?;
-    Ok(())
+    let readable = Store::open(root, Access::ReadOnly)?;
+    // To pin what is in use, and to keep what is merged, it takes one that can be written to.
+    let writable = accessat(CWD, root, rustix::fs::Access::WRITE_OK, AtFlags::EACCESS);
+    let opened = match writable {
+        Ok(()) => Store::open(root, Access::ReadWrite).map_err(anyhow::Error::from),
+        Err(errno) => Err(errno.into()),
+    };
+    Ok(opened.unwrap_or_else(|reason| {
+        tracing::info!("the store is only read: {reason}");
+        readable
+    }))
 }

@@ -1,21 +1,29 @@
 //! Uppers that the store keeps under a name: `mounts/NAME/{upper,work,mount.json}`.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use lamina_layers::store::Store;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::Usage;
+use crate::mount::json_path;
+use crate::sys;
 use crate::union::Config;
 use crate::upper::UpperDirs;
 
-/// A named upper.
+/// A named upper that is going to be mounted. One that was made for that goes when this is dropped
+/// unless [`Named::set_throw_away`] was told otherwise: a mount that fails leaves nothing.
 pub struct Named {
-    /// Its name.
-    pub name: String,
-    /// Whether it was made just now.
-    pub is_new: bool,
+    name: String,
+    is_new: bool,
+    throw_away: bool,
     dir: PathBuf,
 }
 
@@ -27,6 +35,7 @@ pub struct Base {
     /// Its layers, bottom first.
     pub layers: Vec<String>,
     /// Plain directories above it, topmost first.
+    #[serde(with = "json_path::list")]
     pub lowers: Vec<PathBuf>,
 }
 
@@ -59,6 +68,7 @@ impl Named {
             return Ok(Self {
                 name: name.to_owned(),
                 is_new: false,
+                throw_away: false,
                 dir,
             });
         }
@@ -67,12 +77,7 @@ impl Named {
     }
 
     fn open_new(store: &Store, base: &Base) -> anyhow::Result<Self> {
-        let stem = base.image.as_deref().unwrap_or("mount");
-        let stem: String = stem
-            .chars()
-            .filter(char::is_ascii_alphanumeric)
-            .take(20)
-            .collect();
+        let stem = stem_of(base.image.as_deref());
         for number in 1..u32::MAX {
             let name = format!("{stem}-{number}");
             let dir = store.mount_dir(&name);
@@ -100,8 +105,24 @@ impl Named {
         Ok(Self {
             name,
             is_new: true,
+            throw_away: true,
             dir,
         })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it was made just now.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// Whether it goes when this is dropped.
+    pub fn set_throw_away(&mut self, throw_away: bool) {
+        self.throw_away = throw_away;
     }
 
     /// Its directories.
@@ -111,15 +132,30 @@ impl Named {
             work: self.dir.join("work"),
         }
     }
+}
 
-    /// Throws it away.
-    pub fn remove(self) -> anyhow::Result<()> {
-        fs::remove_file(self.dir.join(FILE))?;
-        fs::remove_dir_all(&self.dir).with_context(|| format!("cannot remove {:?}", self.dir))
+impl Drop for Named {
+    fn drop(&mut self) {
+        if self.throw_away
+            && let Err(error) = remove_dir(&self.dir)
+        {
+            tracing::error!("{error:#}");
+        }
     }
 }
 
-/// What the upper of a name belongs on, and where it is; `None` if there is none of that name.
+/// What a new name starts with: the image's own name, without registry, path and tag.
+fn stem_of(image: Option<&str>) -> String {
+    let image = image.unwrap_or("mount");
+    let last = image.rsplit('/').next().unwrap_or(image);
+    let stem = last.split([':', '@']).next().unwrap_or(last);
+    let legal = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let stem: String = stem.chars().filter(legal).take(20).collect();
+    let stem = stem.trim_matches(['-', '_', '.']);
+    if stem.is_empty() { "mount" } else { stem }.to_owned()
+}
+
+/// Where the changes of a name are and what they belong on; `None` if there are none.
 pub fn find(store: &Store, name: &str) -> anyhow::Result<Option<(Base, UpperDirs)>> {
     if check_name(name).is_err() {
         return Ok(None);
@@ -135,6 +171,57 @@ pub fn find(store: &Store, name: &str) -> anyhow::Result<Option<(Base, UpperDirs
     Ok(Some((read_base(&dir)?, dirs)))
 }
 
+/// The names of all changes that a store keeps, sorted.
+pub fn all(store: &Store) -> anyhow::Result<Vec<String>> {
+    let dir = store.root().join("mounts");
+    let entries = match fs::read_dir(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.with_context(|| format!("cannot read {dir:?}"))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("cannot read {dir:?}"))?;
+        let name = entry.file_name().into_string().ok();
+        names.extend(name.filter(|_| entry.path().join(FILE).exists()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Throws away the changes of a name that is not mounted.
+pub fn remove(store: &Store, name: &str) -> anyhow::Result<()> {
+    let Some((_, dirs)) = find(store, name)? else {
+        let root = store.root();
+        bail!(
+            "there are no changes named '{name}' in {root:?} ('lamina ps --all' lists what there is)"
+        );
+    };
+    // Held until it is gone, so that nobody mounts it meanwhile.
+    let upper = File::open(&dirs.upper).ok();
+    let lock = |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+    if upper.as_ref().map(lock) == Some(Err(Errno::WOULDBLOCK)) {
+        bail!("'{name}' is mounted: 'lamina umount {name}' first");
+    }
+    remove_dir(&store.mount_dir(name))
+}
+
+/// Removes the directory of a name, whatever permissions the directories in it have.
+fn remove_dir(dir: &Path) -> anyhow::Result<()> {
+    let failed = || format!("cannot remove {dir:?}");
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
+        bail!(failed());
+    };
+    // Without this file it is not taken for changes any more.
+    match fs::remove_file(dir.join(FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(failed);
+        }
+        _ => {}
+    }
+    let parent = File::open(parent).with_context(failed)?;
+    sys::dir::remove_tree(parent.as_fd(), name.as_bytes()).with_context(failed)
+}
+
 fn read_base(dir: &Path) -> anyhow::Result<Base> {
     let path = dir.join(FILE);
     let text = fs::read(&path).with_context(|| format!("cannot read {path:?}"))?;
@@ -148,14 +235,54 @@ fn layers_of(config: &Config) -> Vec<String> {
 
 /// Names are what file names safely are: letters, digits, `.`, `_` and `-`, not starting with a
 /// dot or a dash.
-fn check_name(name: &str) -> anyhow::Result<()> {
+fn check_name(name: &str) -> Result<(), Usage> {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty()
         || name.len() > 128
         || name.starts_with(['.', '-'])
         || !name.chars().all(legal)
     {
-        bail!("'{name}' cannot be a mount's name: use letters, digits, '.', '_' and '-'");
+        return Err(Usage(format!(
+            "'{name}' cannot be a mount's name: use letters, digits, '.', '_' and '-'"
+        )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_file_names_that_harm_nobody() {
+        for right in ["demo", "a.b_c-1", "0"] {
+            assert!(check_name(right).is_ok(), "{right}");
+        }
+        for wrong in [
+            "",
+            ".",
+            "..",
+            ".hidden",
+            "-f",
+            "a/b",
+            "a b",
+            "\u{e9}",
+            &"n".repeat(129),
+        ] {
+            assert!(check_name(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn new_names_come_from_the_image() {
+        for (image, stem) in [
+            (Some("debian"), "debian"),
+            (Some("registry.example:5000/team/app:v1"), "app"),
+            (Some("___"), "mount"),
+            (None, "mount"),
+        ] {
+            assert_eq!(stem_of(image), stem);
+            assert!(check_name(&format!("{stem}-1")).is_ok());
+        }
+    }
 }

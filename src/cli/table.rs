@@ -1,7 +1,10 @@
 //! Lists for people: columns as wide as they need, no lines.
 
 /// Prints rows under a header.
-pub fn print(header: &[&str], rows: &[Vec<String>]) {
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn print(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
     let width = |column: usize| {
         let cells = rows
             .iter()
@@ -18,15 +21,17 @@ pub fn print(header: &[&str], rows: &[Vec<String>]) {
             .iter()
             .zip(&widths)
             .map(|(cell, width)| format!("{cell:width$}"));
-        println!("{}", padded.collect::<Vec<_>>().join("  ").trim_end());
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
-    line(header.to_vec());
+    let mut text = line(header.to_vec());
     for row in rows {
-        line(row.iter().map(String::as_str).collect());
+        text += &line(row.iter().map(String::as_str).collect());
     }
+    super::out::print(text)
 }
 
 /// A size for people: three digits or so, and a unit of powers of 1000.
+#[allow(clippy::cast_precision_loss)]
 pub fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "kB", "MB", "GB"] {

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use lamina_layers::store::{Access, Store};
 
-use crate::mount::record::{self, Found};
+use super::{Context, named};
+use crate::mount::record::{self, Found, State};
 use crate::mount::{MountError, detach, table};
 
 /// Arguments of `lamina umount`.
@@ -23,52 +25,104 @@ pub struct UmountArgs {
 /// How long a daemon may take to write everything to disk before we stop waiting for it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Unmounts, and waits until the daemons are gone, so that their uppers can be used again.
-pub fn run(args: &UmountArgs) -> anyhow::Result<()> {
+/// Unmounts, and waits until the daemons are gone, so that their uppers can be used again. One that
+/// cannot be unmounted does not keep the others from it.
+pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<()> {
+    let mut failed = None;
     for mount in &args.mounts {
-        one(mount, args.lazy)?;
+        if let Err(error) = one(context, mount, args.lazy)
+            && let Some(earlier) = failed.replace(error)
+        {
+            super::complain(&earlier);
+        }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
-fn one(wanted: &Path, lazy: bool) -> anyhow::Result<()> {
-    let found = find(wanted)?;
-    let target = match &found {
-        Some(found) => found.record.target.clone(),
-        None => resolve(wanted)?,
+fn one(context: &Context, wanted: &Path, lazy: bool) -> anyhow::Result<()> {
+    let Some(found) = find(context, wanted)? else {
+        return unrecorded(wanted, lazy);
     };
+    let record = &found.record;
+    let target = &record.target;
+    match table::mount_at(target)? {
+        Some(top) if top.is(target, &record.device) => {}
+        _ if found.state == State::Detached => bail!(
+            "{target:?} is not mounted here any more, but still in use, or mounted in another \
+             mount namespace: its daemon, process {}, ends with its last user, or when you kill it",
+            record.pid
+        ),
+        _ => return Err(MountError::Covered(target.clone()).into()),
+    }
+    detach(target, lazy)?;
+    if found.state == State::Dead {
+        clear(&found)
+    } else if lazy {
+        Ok(())
+    } else {
+        wait(&found)
+    }
+}
+
+/// Unmounts what no record tells of: another user's mount, or one whose record was lost.
+fn unrecorded(wanted: &Path, lazy: bool) -> anyhow::Result<()> {
+    let target = resolve(wanted)?;
     match table::mount_at(&target)? {
-        None => return Err(MountError::NotMounted(wanted.to_owned()).into()),
-        Some(mount) if found.is_none() && !mount.fs_type.starts_with("fuse.lamina") => {
+        None => Err(MountError::NotMounted(wanted.to_owned()).into()),
+        Some(mount) if !mount.is_lamina() => {
             bail!(
                 "{target:?} is a mount of type {}, not of lamina",
                 mount.fs_type
-            );
+            )
         }
-        Some(_) => {}
-    }
-    detach(&target, lazy)?;
-    match found {
-        Some(found) if !found.live => Ok(found.clear()?),
-        Some(found) if !lazy => wait(&found),
-        _ => Ok(()),
+        Some(_) => Ok(detach(&target, lazy)?),
     }
 }
 
-/// The record of a mount, by its mount point or its name.
-pub fn find(wanted: &Path) -> anyhow::Result<Option<Found>> {
+/// Does what a daemon that was killed could not do any more.
+fn clear(found: &Found) -> anyhow::Result<()> {
+    let record = &found.record;
+    if let (Some(name), true) = (&record.name, record.throw_away) {
+        let store = Store::open(&record.store, Access::ReadWrite)?;
+        if named::find(&store, name)?.is_some() {
+            named::remove(&store, name)?;
+        }
+    }
+    Ok(found.clear()?)
+}
+
+/// The record of a mount: of the topmost at a mount point; else of a name, in the store that the
+/// command is about if there is one of that name in several.
+pub fn find(context: &Context, wanted: &Path) -> anyhow::Result<Option<Found>> {
     let target = resolve(wanted).ok();
     let mut records = record::all().context("cannot read the records of live mounts")?;
-    // The newest is on top where several are mounted at one place.
+    // The newest is on top where several are mounted at one place; what is still mounted counts
+    // before what is detached.
     records.reverse();
-    Ok(records.into_iter().find(|found| {
-        let record = &found.record;
-        Some(&record.target) == target.as_ref()
-            || record
-                .name
-                .as_deref()
-                .is_some_and(|name| Path::new(name) == wanted)
-    }))
+    records.sort_by_key(|found| found.state == State::Detached);
+    let at_target = |found: &Found| Some(&found.record.target) == target.as_ref();
+    if let Some(at) = records.iter().position(at_target) {
+        return Ok(Some(records.swap_remove(at)));
+    }
+    records.retain(|found| {
+        let name = found.record.name.as_deref();
+        name.is_some_and(|name| Path::new(name) == wanted)
+    });
+    let here = |found: &Found| found.record.store == context.store;
+    if let Some(at) = records.iter().position(here) {
+        return Ok(Some(records.swap_remove(at)));
+    }
+    if let [one, other, ..] = records.as_slice()
+        && one.record.store != other.record.store
+    {
+        bail!(
+            "{wanted:?} is the name of a mount of the store {:?}, and of one of {:?}: give the \
+             mount point, or --store",
+            one.record.store,
+            other.record.store
+        );
+    }
+    Ok(records.into_iter().next())
 }
 
 /// A mount point without symbolic links, also one whose daemon is dead.
@@ -80,9 +134,11 @@ fn resolve(target: &Path) -> anyhow::Result<PathBuf> {
     if let Ok(real) = absolute.canonicalize() {
         return Ok(real);
     }
-    let parent = parent
-        .canonicalize()
-        .with_context(|| format!("{target:?} is not there"))?;
+    let parent = parent.canonicalize().with_context(|| {
+        format!(
+            "{target:?} is neither a mount point nor the name of a mount ('lamina ps' lists them)"
+        )
+    })?;
     Ok(parent.join(name))
 }
 

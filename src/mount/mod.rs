@@ -18,6 +18,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 
+pub mod json_path;
 pub mod options;
 pub mod record;
 pub mod table;
@@ -36,6 +37,25 @@ pub enum MountError {
     /// A Lamina mount is there already.
     #[error("{0:?} already has a live lamina mount: 'lamina umount' it first")]
     Mounted(PathBuf),
+    /// The daemon of the mount that is there is gone.
+    #[error(
+        "{0:?} is mounted, but the program that served it is gone: 'lamina umount' it first (or \
+         umount, fusermount3 -u)"
+    )]
+    Dead(PathBuf),
+    /// The daemon would meet its own mount.
+    #[error(
+        "mount point {target:?} lies in {what} directory {dir:?}, which would then hold itself: \
+         mount elsewhere"
+    )]
+    Inside {
+        /// The mount point.
+        target: PathBuf,
+        /// `lower`, `upper` or `work`.
+        what: &'static str,
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The mount point cannot be looked at.
     #[error("cannot use mount point {path:?}: {source}")]
     Unusable {
@@ -48,8 +68,18 @@ pub enum MountError {
     #[error("cannot open /dev/fuse: {0} (is the fuse kernel module there, and may you use it?)")]
     Device(Errno),
     /// `mount(2)` failed.
-    #[error("cannot mount at {path:?}: {source}")]
+    #[error("cannot mount at {path:?}: {source}{hint}")]
     Mount {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: Errno,
+        /// What may be the reason, if it can be guessed.
+        hint: &'static str,
+    },
+    /// `umount(2)` failed.
+    #[error("cannot unmount {path:?}: {source}")]
+    Unmount {
         /// The mount point.
         path: PathBuf,
         /// Why.
@@ -67,6 +97,9 @@ pub enum MountError {
     /// There is nothing to unmount.
     #[error("nothing is mounted at {0:?}")]
     NotMounted(PathBuf),
+    /// Something else is mounted above it.
+    #[error("{0:?} is covered by another mount: unmount that first (umount)")]
+    Covered(PathBuf),
     /// It is in use.
     #[error("{0:?} is in use: end what uses it (see 'fuser -vm'), or detach it with --lazy")]
     Busy(PathBuf),
@@ -84,7 +117,7 @@ pub fn check_target(target: &Path) -> Result<PathBuf, MountError> {
         }
         // What a dead FUSE daemon leaves.
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-            return Err(MountError::Mounted(target.to_owned()));
+            return Err(MountError::Dead(target.to_owned()));
         }
         result => result.map_err(unusable)?,
     };
@@ -93,25 +126,97 @@ pub fn check_target(target: &Path) -> Result<PathBuf, MountError> {
     }
     let target = target.canonicalize().map_err(unusable)?;
     let mounted = table::mount_at(&target).map_err(unusable)?;
-    if mounted.is_some_and(|mount| mount.fs_type == "fuse.lamina") {
+    if mounted.is_some_and(|mount| mount.is_lamina()) {
         return Err(MountError::Mounted(target));
     }
     Ok(target)
 }
 
-/// Mounts at `target`; the result is the open `/dev/fuse` to serve.
-pub fn attach(target: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
-    if may_mount() {
-        match attach_directly(target, options) {
-            // In a container without the right to; the helper may still do.
-            Err(MountError::Mount {
-                source: Errno::PERM,
-                ..
-            }) => {}
-            result => return result,
+/// Refuses a mount point in a directory that the daemon reads: it would wait for itself when it
+/// comes to it. A lower directory itself may be the mount point, since the daemon has it open and
+/// goes on from there; an upper may not, since `lamina diff` could not see it any more.
+pub fn check_apart(
+    target: &Path,
+    lowers: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+) -> Result<(), MountError> {
+    let lowers = lowers.iter().map(|dir| ("lower", dir.as_path()));
+    let changes = upper.into_iter();
+    let changes = changes.flat_map(|(upper, work)| [("upper", upper), ("work", work)]);
+    for (what, dir) in lowers.chain(changes) {
+        // One that cannot be found is told when it is opened.
+        let Ok(real) = dir.canonicalize() else {
+            continue;
+        };
+        if target.starts_with(&real) && (what != "lower" || target != real) {
+            return Err(MountError::Inside {
+                target: target.to_owned(),
+                what,
+                dir: dir.to_owned(),
+            });
         }
     }
-    attach_by_helper(target, options)
+    Ok(())
+}
+
+/// A mount of this process, by which it is known again.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// Where it is.
+    pub target: PathBuf,
+    /// Its device number, `major:minor`; empty if it was gone at once.
+    pub device: String,
+}
+
+impl Attached {
+    /// Detaches it if it still is where it was mounted; returns whether it was. Others at the same
+    /// place are left alone.
+    pub fn detach(&self) -> Result<bool, MountError> {
+        let unusable = |source| MountError::Unusable {
+            path: self.target.clone(),
+            source,
+        };
+        let mounts = table::mounts().map_err(unusable)?;
+        let mut here = mounts.iter().rev();
+        match here.find(|mount| mount.target == self.target) {
+            Some(top) if top.is(&self.target, &self.device) => {}
+            _ if here.any(|mount| mount.is(&self.target, &self.device)) => {
+                return Err(MountError::Covered(self.target.clone()));
+            }
+            _ => return Ok(false),
+        }
+        detach(&self.target, true).map(|()| true)
+    }
+}
+
+/// Mounts at `target`; the result is the open `/dev/fuse` to serve.
+pub fn attach(target: &Path, options: &MountOptions) -> Result<(OwnedFd, Attached), MountError> {
+    let device = attach_somehow(target, options)?;
+    let mounted = table::mount_at(target).ok().flatten();
+    let attached = Attached {
+        target: target.to_owned(),
+        device: mounted.map(|mount| mount.device).unwrap_or_default(),
+    };
+    Ok((device, attached))
+}
+
+fn attach_somehow(target: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    if !may_mount() {
+        return attach_by_helper(target, options);
+    }
+    match attach_directly(target, options) {
+        // In a container without the right to; the helper may still do, if there is one.
+        Err(
+            refused @ MountError::Mount {
+                source: Errno::PERM,
+                ..
+            },
+        ) => match attach_by_helper(target, options) {
+            Err(MountError::NoHelper(_)) => Err(refused),
+            result => result,
+        },
+        result => result,
+    }
 }
 
 fn may_mount() -> bool {
@@ -140,6 +245,12 @@ fn attach_directly(target: &Path, options: &MountOptions) -> Result<OwnedFd, Mou
     let fail = |source| MountError::Mount {
         path: target.to_owned(),
         source,
+        hint: match source {
+            Errno::INVAL if !options.security.is_empty() => {
+                " (context= and its like need a kernel with SELinux)"
+            }
+            _ => "",
+        },
     };
     let data = CString::new(data).map_err(|_| fail(Errno::INVAL))?;
     let source = options.source.as_deref().unwrap_or("lamina");
@@ -165,16 +276,36 @@ fn attach_by_helper(target: &Path, options: &MountOptions) -> Result<OwnedFd, Mo
     )
     .map_err(io_error)?;
     rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC).map_err(io_error)?;
+    let words = helper_options(options).join(",");
+    let output = Command::new("fusermount3")
+        .args(["-o", &words, "--"])
+        .arg(target)
+        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .output()
+        .map_err(MountError::NoHelper)?;
+    drop(theirs);
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let hint = if said.contains("user_allow_other") {
+            " (ask an administrator for it, or mount without -o allow_other)"
+        } else {
+            ""
+        };
+        return Err(MountError::Helper(format!("{said}{hint}")));
+    }
+    receive_device(&ours)
+        .map_err(io_error)?
+        .ok_or_else(|| MountError::Helper("it passed no descriptor of /dev/fuse".to_owned()))
+}
+
+/// The options as fusermount3 takes them. It adds `nosuid` and `nodev` itself.
+fn helper_options(options: &MountOptions) -> Vec<String> {
+    let escaped = |text: &str| text.replace('\\', "\\\\").replace(',', "\\,");
+    let source = options.source.as_deref().unwrap_or("lamina");
     let mut words = vec![
-        format!(
-            "fsname={}",
-            options
-                .source
-                .as_deref()
-                .unwrap_or("lamina")
-                .replace(',', "\\,")
-        ),
-        format!("subtype={}", options.subtype),
+        format!("fsname={}", escaped(source)),
+        format!("subtype={}", escaped(&options.subtype)),
         "default_permissions".to_owned(),
         "max_read=1048576".to_owned(),
     ];
@@ -185,31 +316,17 @@ fn attach_by_helper(target: &Path, options: &MountOptions) -> Result<OwnedFd, Mo
         (MountFlags::RDONLY, "ro"),
         (MountFlags::NOEXEC, "noexec"),
         (MountFlags::NOATIME, "noatime"),
+        (MountFlags::NODIRATIME, "nodiratime"),
+        (MountFlags::STRICTATIME, "strictatime"),
+        (MountFlags::SYNCHRONOUS, "sync"),
+        (MountFlags::DIRSYNC, "dirsync"),
     ] {
         if options.flags.contains(flag) {
             words.push(word.to_owned());
         }
     }
-    let output = Command::new("fusermount3")
-        .args(["-o", &words.join(","), "--"])
-        .arg(target)
-        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
-        .stdin(Stdio::null())
-        .output()
-        .map_err(MountError::NoHelper)?;
-    drop(theirs);
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        let hint = if said.contains("user_allow_other") {
-            " (an administrator must allow it in /etc/fuse.conf)"
-        } else {
-            ""
-        };
-        return Err(MountError::Helper(format!("{said}{hint}")));
-    }
-    receive_device(&ours)
-        .map_err(io_error)?
-        .ok_or_else(|| MountError::Helper("it passed no descriptor of /dev/fuse".to_owned()))
+    words.extend(options.security.iter().map(|label| escaped(label)));
+    words
 }
 
 fn receive_device(socket: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
@@ -239,7 +356,7 @@ pub fn detach(target: &Path, lazy: bool) -> Result<(), MountError> {
         Err(Errno::INVAL) => return Err(MountError::NotMounted(target.to_owned())),
         Err(Errno::PERM) => {}
         Err(source) => {
-            return Err(MountError::Mount {
+            return Err(MountError::Unmount {
                 path: target.to_owned(),
                 source,
             });
@@ -266,4 +383,58 @@ pub fn detach(target: &Path, lazy: bool) -> Result<(), MountError> {
     } else {
         MountError::Helper(said)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_options_reach_the_helper() {
+        let mut options = MountOptions::default();
+        options
+            .add("ro,noatime,sync,allow_other,fsname=a\\,b,context=\"x:c0,c1\"")
+            .unwrap();
+        let words = helper_options(&options).join(",");
+        for word in [
+            "fsname=a\\,b",
+            "ro",
+            "noatime",
+            "sync",
+            "allow_other",
+            "context=x:c0\\,c1",
+        ] {
+            assert!(
+                format!(",{words},").contains(&format!(",{word},")),
+                "{word}: {words}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_mount_point_lies_in_nothing_that_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| {
+            let path = dir.path().canonicalize().unwrap().join(name);
+            fs::create_dir_all(&path).unwrap();
+            path
+        };
+        let (lower, upper, work) = (at("lower"), at("upper"), at("work"));
+        let lowers = [lower.clone()];
+        let check = |target: &Path| check_apart(target, &lowers, Some((&upper, &work)));
+        for right in [at("mnt"), at("lower2"), lower.clone()] {
+            assert!(check(&right).is_ok(), "{right:?}");
+        }
+        for wrong in [
+            at("lower/in"),
+            upper.clone(),
+            at("upper/in"),
+            at("work/work"),
+        ] {
+            assert!(
+                matches!(check(&wrong), Err(MountError::Inside { .. })),
+                "{wrong:?}"
+            );
+        }
+    }
 }

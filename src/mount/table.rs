@@ -13,6 +13,21 @@ pub struct Mounted {
     pub target: PathBuf,
     /// Type, with the subtype after a dot.
     pub fs_type: String,
+    /// Device number of the filesystem, `major:minor`.
+    pub device: String,
+}
+
+impl Mounted {
+    /// Whether it is of the type that Lamina mounts have unless told otherwise.
+    pub fn is_lamina(&self) -> bool {
+        self.fs_type == "fuse.lamina"
+    }
+
+    /// Whether it is the FUSE filesystem of this device number at `target`. The kernel uses the
+    /// number again when the filesystem is gone, hence the rest.
+    pub fn is(&self, target: &Path, device: &str) -> bool {
+        self.target == target && self.device == device && self.fs_type.starts_with("fuse.")
+    }
 }
 
 /// All mounts, later ones above earlier ones.
@@ -34,11 +49,13 @@ pub fn mount_at(target: &Path) -> io::Result<Option<Mounted>> {
 
 fn parse(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|&byte| byte == b' ');
-    let target = fields.nth(4)?;
+    let device = fields.nth(2)?;
+    let target = fields.nth(1)?;
     let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
     Some(Mounted {
         target: PathBuf::from(OsString::from_vec(unescape(target))),
         fs_type: String::from_utf8_lossy(fs_type).into_owned(),
+        device: String::from_utf8_lossy(device).into_owned(),
     })
 }
 
@@ -74,8 +91,23 @@ mod tests {
         let expected = Mounted {
             target: "/mnt 2".into(),
             fs_type: "fuse.lamina".into(),
+            device: "98:0".into(),
         };
         assert_eq!(parse(line), Some(expected));
         assert_eq!(parse(b""), None);
+    }
+
+    #[test]
+    fn a_mount_is_told_from_another_at_its_place() {
+        let mount = |fs_type: &str, device: &str| Mounted {
+            target: "/mnt".into(),
+            fs_type: fs_type.into(),
+            device: device.into(),
+        };
+        let place = Path::new("/mnt");
+        assert!(mount("fuse.lamina", "0:50").is(place, "0:50"));
+        assert!(!mount("fuse.lamina", "0:51").is(place, "0:50"));
+        assert!(!mount("tmpfs", "0:50").is(place, "0:50"));
+        assert!(!mount("fuse.lamina", "0:50").is(Path::new("/"), "0:50"));
     }
 }

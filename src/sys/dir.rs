@@ -1,12 +1,12 @@
 //! Reading directories, and removing trees.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self as rfs, AtFlags, RawDir};
+use rustix::fs::{self as rfs, AtFlags, OFlags, RawDir};
 use rustix::io::Errno;
 
-use super::{SysResult, open_dir_at};
+use super::{SysResult, open_at, open_dir_at};
 use crate::attr::Kind;
 
 /// One entry of a directory on disk.
@@ -82,13 +82,7 @@ pub fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             Err(errno) => return Err(errno),
         }
-        let inner = match open_dir_at(dir, &victim) {
-            Err(Errno::ACCESS) => {
-                rfs::chmodat(dir, victim.as_slice(), rfs::Mode::RWXU, AtFlags::empty())?;
-                open_dir_at(dir, &victim)?
-            }
-            result => result?,
-        };
+        let inner = open_to_empty(dir, &victim)?;
         pending.push(victim);
         for child in names(&inner)? {
             match rfs::unlinkat(&inner, child.as_slice(), AtFlags::empty()) {
@@ -108,6 +102,8 @@ pub fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
                 ) {
                     Ok(()) => break aside,
                     Err(Errno::EXIST) => {}
+                    // A directory that moves is written to itself.
+                    Err(Errno::ACCESS) if allow_all(inner.as_fd(), &child)? => {}
                     Err(errno) => return Err(errno),
                 }
             };
@@ -115,4 +111,21 @@ pub fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
         }
     }
     Ok(())
+}
+
+/// Opens a directory whose entries are to be removed, whatever its permissions are.
+fn open_to_empty(dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<OwnedFd> {
+    allow_all(dir, name)?;
+    open_dir_at(dir, name)
+}
+
+/// Lets the owner do everything with a directory; returns whether that was not so before.
+fn allow_all(dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<bool> {
+    let found = open_at(dir, name, super::O_PATH | OFlags::DIRECTORY)?;
+    let mode = super::stat_fd(&found)?.mode;
+    let closed = mode & 0o700 != 0o700;
+    if closed {
+        super::chmod(found.as_fd(), mode | 0o700)?;
+    }
+    Ok(closed)
 }

@@ -13,6 +13,7 @@ use crate::attr::Attr;
 
 pub mod copy;
 pub mod dir;
+pub mod process;
 
 /// Result of a system call.
 pub type SysResult<T> = Result<T, Errno>;

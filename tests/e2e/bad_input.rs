@@ -297,7 +297,6 @@ fn upper_and_work_must_fit_together() {
             .map(OsStr::to_owned)
             .collect::<Vec<_>>()
     };
-    let elsewhere = sandbox.dir("elsewhere");
 
     let other = sandbox.dir("other");
     run(Command::new("mount")
@@ -335,7 +334,7 @@ fn upper_and_work_must_fit_together() {
             work.to_str().unwrap(),
             "small",
         ],
-        &elsewhere,
+        &sandbox.join("first"),
     );
     let message = lamina.fails(1, mount_with(&upper, &sandbox.dir("work2")));
     assert!(

@@ -47,6 +47,7 @@ pub use images::{Image, ImageSpec};
 pub use layers::LayerInfo;
 pub(crate) use layers::{INDEX, TARSPLIT};
 pub use lease::{Lease, Pins};
+pub use refs::check_name;
 pub use txn::{Committed, Transaction};
 pub(crate) use txn::{LargeObject, LayerStage};
 

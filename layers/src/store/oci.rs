@@ -123,6 +123,8 @@ pub struct ContainerConfig {
     pub labels: Option<BTreeMap<String, String>>,
 }
 
+// serde gives a reference to the field.
+#[allow(clippy::ref_option)]
 fn null_or_empty(list: &Option<Vec<String>>) -> bool {
     list.as_ref().is_none_or(Vec::is_empty)
 }

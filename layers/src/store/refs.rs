@@ -18,6 +18,14 @@ pub(super) struct Name(String);
 /// The longest name, as a file.
 const MAX: usize = 255;
 
+/// Checks that an image can have a name, before the work of making one.
+///
+/// # Errors
+/// When it cannot.
+pub fn check_name(name: &str) -> Result<(), StoreError> {
+    Name::parse(name).map(drop)
+}
+
 impl Name {
     /// Checks a name.
     pub fn parse(name: &str) -> Result<Self, StoreError> {

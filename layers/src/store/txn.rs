@@ -434,7 +434,8 @@ pub(super) fn publish_dir(from: &Path, to: &Path) -> Result<(), StoreError> {
             Err(Errno::NOENT) => {}
             // A filesystem that cannot exchange: the old one goes a moment before.
             Err(_) => {
-                fs::rename(to, from.with_extension("old")).map_err(StoreError::io("replace", to))?
+                fs::rename(to, from.with_extension("old"))
+                    .map_err(StoreError::io("replace", to))?;
             }
         }
     }

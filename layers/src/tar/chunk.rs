@@ -198,15 +198,6 @@ impl Stream {
         }
     }
 
-    /// A stream of bytes in memory.
-    pub fn of(bytes: Vec<u8>) -> Self {
-        let mut stream = Self::new(crossbeam_channel::never());
-        let (_, ended) = bounded(0);
-        stream.from = ended;
-        stream.current = Some(bytes.into());
-        stream
-    }
-
     /// Number of bytes taken so far.
     pub fn position(&self) -> u64 {
         self.position

@@ -135,7 +135,7 @@ impl<W: Write> Walk<'_, W> {
                 levels.push(self.enter(&child, path)?);
                 dir = child;
             } else {
-                self.leaf(&dir, &name, path, &stat)?;
+                self.leaf(&dir, &name, &path, &stat)?;
             }
         }
         Ok(())
@@ -185,46 +185,46 @@ impl<W: Write> Walk<'_, W> {
         &mut self,
         dir: &OwnedFd,
         name: &[u8],
-        path: Vec<u8>,
+        path: &[u8],
         stat: &Stat,
     ) -> Result<(), Problem> {
         let file_type = FileType::from_raw_mode(stat.st_mode);
         if file_type == FileType::Socket {
-            tracing::warn!("{} is a socket and left out", self.full(&path).display());
+            tracing::warn!("{} is a socket and left out", self.full(path).display());
             return Ok(());
         }
         let (major, minor) = (major(stat.st_rdev), minor(stat.st_rdev));
         let device = file_type == FileType::CharacterDevice;
         if self.overlay && device && (major, minor) == (0, 0) {
-            return self.out.whiteout(&path).map_err(Problem::Read);
+            return self.out.whiteout(path).map_err(Problem::Read);
         }
         if stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&identity(stat)) {
                 let first = first.clone();
-                return self.add(&path, stat, Vec::new(), EntryKind::HardLink(&first));
+                return self.add(path, stat, Vec::new(), EntryKind::HardLink(&first));
             }
-            self.links.insert(identity(stat), path.clone());
+            self.links.insert(identity(stat), path.to_vec());
         }
         if file_type == FileType::RegularFile {
-            return self.file(dir, name, &path);
+            return self.file(dir, name, path);
         }
         let place = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
         let found = xattrs::of_path(&place.join(OsStr::from_bytes(name)))
-            .map_err(|errno| self.failed("read the attributes of", &path, errno))?;
+            .map_err(|errno| self.failed("read the attributes of", path, errno))?;
         match file_type {
             FileType::Symlink => {
                 let target = readlinkat(dir, name, Vec::new())
-                    .map_err(|errno| self.failed("read", &path, errno))?;
-                self.add(&path, stat, found, EntryKind::Symlink(target.as_bytes()))
+                    .map_err(|errno| self.failed("read", path, errno))?;
+                self.add(path, stat, found, EntryKind::Symlink(target.as_bytes()))
             }
             FileType::CharacterDevice => {
-                self.add(&path, stat, found, EntryKind::CharDevice { major, minor })
+                self.add(path, stat, found, EntryKind::CharDevice { major, minor })
             }
             FileType::BlockDevice => {
-                self.add(&path, stat, found, EntryKind::BlockDevice { major, minor })
+                self.add(path, stat, found, EntryKind::BlockDevice { major, minor })
             }
-            FileType::Fifo => self.add(&path, stat, found, EntryKind::Fifo),
-            _ => Err(self.unfit(&path, "it is of a kind that an archive cannot hold")),
+            FileType::Fifo => self.add(path, stat, found, EntryKind::Fifo),
+            _ => Err(self.unfit(path, "it is of a kind that an archive cannot hold")),
         }
     }
 

@@ -263,8 +263,6 @@ pub(crate) enum Stop {
     Split(io::Error),
     /// The store does not take an object.
     Store(StoreError),
-    /// The index cannot be made.
-    Index(BuildError),
 }
 
 impl From<ArchiveError> for Stop {

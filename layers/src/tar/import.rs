@@ -221,7 +221,6 @@ fn import_error(name: &str, limit: u64, stop: Stop) -> ImportError {
         Stop::Archive(source) => ImportError::Archive { name, source },
         Stop::TooLarge => ImportError::TooLarge { name, limit },
         Stop::Store(error) => error.into(),
-        Stop::Index(source) => ImportError::Index { name, source },
         Stop::Split(error) => StoreError::io("write", "tarsplit")(error).into(),
     }
 }

@@ -92,7 +92,8 @@ fn unpack_all(input: impl Read, out: &mut ChunkWriter) -> Result<(), Problem> {
         inner: input,
         failed: None,
     };
-    let (start, compression) = begin(&mut input)?;
+    let begun = begin(&mut input);
+    let (start, compression) = begun.map_err(|problem| prefer(&mut input, problem))?;
     let mut packed = BufReader::with_capacity(INPUT_BUFFER, start.as_slice().chain(&mut input));
     let result = match compression {
         Compression::None => out.copy_from(&mut packed),

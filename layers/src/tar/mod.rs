@@ -31,4 +31,11 @@ pub use sparse::{Segment, SparseError};
 pub use write::{EntryKind, EntryMeta, LayerWriter};
 
 #[cfg(test)]
+#[allow(
+    clippy::large_stack_arrays,
+    clippy::type_complexity,
+    clippy::match_same_arms,
+    clippy::format_push_string,
+    clippy::semicolon_if_nothing_returned
+)]
 mod tests;

@@ -115,11 +115,8 @@ impl PaxSparse {
                 parse_unsigned(value)?;
                 self.has_map = true;
             }
-            b"offset" => {
-                if self.offset.replace(parse_unsigned(value)?).is_some() {
-                    return None;
-                }
-            }
+            b"offset" if self.offset.is_some() => return None,
+            b"offset" => self.offset = Some(parse_unsigned(value)?),
             b"numbytes" => {
                 let offset = self.offset.take()?;
                 let length = parse_unsigned(value)?;

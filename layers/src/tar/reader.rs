@@ -168,11 +168,6 @@ impl<W: Write + Seek> Reader<W> {
         (self.split, self.stream.position())
     }
 
-    /// How far the archive has been read, in bytes.
-    pub fn position(&self) -> u64 {
-        self.stream.position()
-    }
-
     /// An error at the current position.
     fn wrong(&self, problem: impl Into<Problem>) -> Stop {
         Stop::Archive(ArchiveError {
@@ -301,7 +296,7 @@ impl<W: Write + Seek> Reader<W> {
         let path = path
             .or(extensions.long_name)
             .unwrap_or_else(|| header.path());
-        let mut build = || -> Result<(Kind, Meta), Stop> {
+        let build = || -> Result<(Kind, Meta), Stop> {
             if path.contains(&0) {
                 return Err(self.wrong(Problem::Nul));
             }

@@ -362,7 +362,7 @@ mod tests {
         let (whole, sparse) = (Map::whole(1000), Map::new(1 << 50, segments, 12).unwrap());
         let mut bytes = Cursor::new(Vec::new());
         let mut writer = SplitWriter::new(&mut bytes).unwrap();
-        writer.raw(&[7; RAW_MAX + 10]).unwrap();
+        writer.raw(&vec![7; RAW_MAX + 10]).unwrap();
         writer.raw(b"more").unwrap();
         writer.file(&whole, &ObjectId(Digest::of(b"a"))).unwrap();
         writer.file(&sparse, &ObjectId(Digest::of(b"b"))).unwrap();

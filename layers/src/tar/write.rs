@@ -316,15 +316,14 @@ fn header(
                 pax_record(pax, b"linkpath", target);
             }
         }
-        EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } => {
+        EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor }
             if !set(&mut header, DEVMAJOR, u64::from(*major))
-                || !set(&mut header, DEVMINOR, u64::from(*minor))
-            {
-                return Err(invalid(format!(
-                    "'{}': a tar archive cannot hold the device {major}:{minor}",
-                    path.escape_ascii()
-                )));
-            }
+                || !set(&mut header, DEVMINOR, u64::from(*minor)) =>
+        {
+            return Err(invalid(format!(
+                "'{}': a tar archive cannot hold the device {major}:{minor}",
+                path.escape_ascii()
+            )));
         }
         _ => {}
     }

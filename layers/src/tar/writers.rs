@@ -42,10 +42,10 @@ impl State {
     }
 
     fn check(&self) -> Result<(), StoreError> {
-        if self.failed.load(Ordering::Acquire) {
-            if let Some(error) = self.error.lock().take() {
-                return Err(error);
-            }
+        if self.failed.load(Ordering::Acquire)
+            && let Some(error) = self.error.lock().take()
+        {
+            return Err(error);
         }
         Ok(())
     }

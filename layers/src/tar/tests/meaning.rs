@@ -75,7 +75,7 @@ fn the_last_entry_counts_and_directories_keep_what_is_in_them() {
             "a file 'second'",
             "becomes file 'file'",
             "becomes-link -> a",
-            "dir dir 755 9:0 1.0",
+            "dir dir 644 9:0 1.0",
             "dir/inside file 'kept'",
             "gone file 'a file now'",
             "was-link dir",

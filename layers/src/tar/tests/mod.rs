@@ -69,8 +69,7 @@ impl Scratch {
     pub fn listing(&self, index: &Index) -> Vec<String> {
         let mut lines: Vec<_> = index
             .inodes()
-            .enumerate()
-            .flat_map(|(_, inode)| self.lines(index, inode.ino()))
+            .flat_map(|inode| self.lines(index, inode.ino()))
             .collect();
         lines.sort();
         lines
