@@ -34,6 +34,8 @@ pub use write::{EntryKind, EntryMeta, LayerWriter};
 #[allow(
     clippy::large_stack_arrays,
     clippy::type_complexity,
-    clippy::match_same_arms
+    clippy::match_same_arms,
+    clippy::format_push_string,
+    clippy::semicolon_if_nothing_returned
 )]
 mod tests;

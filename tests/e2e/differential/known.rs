@@ -1,4 +1,11 @@
 //! Where the sides may differ, and why. Everything else is a bug.
+//!
+//! Two things that Lamina does not do are not in the table but kept out of the generator, since the
+//! trees would differ from then on:
+//! - `chown(-1, -1)` takes set-id bits away from an executable. FUSE tells a daemon that handles
+//!   set-id bits itself (`HANDLE_KILLPRIV_V2`) nothing but a SETATTR with nothing to set.
+//! - A write by one who is not in the file's group takes the set-group-id bit away even where the
+//!   group may not execute. FUSE tells the daemon only the first of the writer's groups.
 
 use super::op::{Op, Outcome};
 use super::side::Kind;

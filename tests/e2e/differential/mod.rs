@@ -6,7 +6,7 @@
 //! lies in the nature of unions; `known.rs` has the table of what may differ. A failing case is
 //! shortened before it is shown.
 //!
-//! `LAMINA_DIFFERENTIAL_CASES` sets how many cases are run (default 12), `LAMINA_DIFFERENTIAL_SEED`
+//! `LAMINA_DIFFERENTIAL_CASES` sets how many cases are run (default 30), `LAMINA_DIFFERENTIAL_SEED`
 //! the first seed (default 1).
 
 mod apply;
@@ -38,7 +38,7 @@ const REMOUNT_EVERY: usize = 3;
 #[test]
 fn lamina_behaves_as_a_plain_directory() {
     needs_root!();
-    for seed in seeds(12) {
+    for seed in seeds(30) {
         check(
             seed,
             &[
