@@ -195,7 +195,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if self.live {
+        if self.live && mounted_type(&self.target).is_some() {
             detach(&self.target);
         }
     }
