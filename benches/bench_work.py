@@ -49,7 +49,7 @@ def read(path):
 
 WALK = "find . -xdev -printf '%s\\n' > /dev/null"
 READ = "find usr -xdev -type f -size -64k -exec cat {} + > /dev/null"
-MAKE = "mkdir new; cd new; for d in 0 1 2 3 4; do mkdir $d; seq 1000 | xargs -I{} echo $d/{} | xargs touch; done; rm -r *"
+MAKE = "mkdir new; cd new; mkdir 0 1 2 3 4; for d in *; do seq -f $d/%g 1000; done | xargs touch; rm -r *"
 
 WORK = [
     ("Walk with stat, cold", cold, WALK),
