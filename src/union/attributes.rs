@@ -208,7 +208,7 @@ impl Union {
             self.change_owner(&node, handle.as_fd(), set.uid, set.gid)?;
         }
         if let Some(mode) = set.mode {
-            sys::chmod(handle.as_fd(), mode)?;
+            self.change_mode(&node, handle.as_fd(), mode)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
             let times = Timestamps {
@@ -218,6 +218,24 @@ impl Union {
             sys::set_times(handle.as_fd(), &times)?;
         }
         self.node_attr(&node)
+    }
+
+    /// Changes the permission bits.
+    fn change_mode(&self, node: &Node, fd: std::os::fd::BorrowedFd<'_>, mode: u32) -> FsResult<()> {
+        let mut mark = node.state.read().mark.clone();
+        self.upper()?.set_mode(fd, node.kind, mode, &mut mark)?;
+        node.state.write().mark = mark;
+        Ok(())
+    }
+
+    /// After an ACL was set, which also sets the mode.
+    pub(super) fn mode_was_set(
+        &self,
+        node: &Node,
+        fd: std::os::fd::BorrowedFd<'_>,
+    ) -> FsResult<()> {
+        let mode = sys::stat_fd(fd)?.mode;
+        self.change_mode(node, fd, mode)
     }
 
     /// Changes the owner, or where this process may not, notes it in a mark.
@@ -253,13 +271,13 @@ impl Union {
             return Ok(());
         }
         let handle = self.upper_handle(node)?;
-        let mode = sys::stat_fd(&*handle)?.mode;
+        let mode = node.state.read().mark.apply(sys::stat_fd(&*handle)?).mode;
         let mut kept = mode & !SUID;
         if mode & GROUP_EXECUTE != 0 {
             kept &= !SGID;
         }
         if kept != mode {
-            sys::chmod(handle.as_fd(), kept)?;
+            self.change_mode(node, handle.as_fd(), kept)?;
         }
         match sys::remove_xattr(handle.as_fd(), CAPABILITY) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => {

@@ -121,7 +121,10 @@ impl Union {
         if node.kind == Kind::File {
             self.copy_data(upper, &fd, lower, keep)?;
         }
-        self.copy_xattrs(upper, &fd, lower)?;
+        if self.copy_xattrs(upper, &fd, lower)? && !upper.is_privileged() {
+            let mode = sys::stat_fd(&fd)?.mode;
+            upper.set_mode(fd.as_fd(), node.kind, mode, &mut mark)?;
+        }
         if node.kind != Kind::Dir {
             mark.origin = Some(Origin {
                 tag: self.tag.clone(),
@@ -157,14 +160,18 @@ impl Union {
         Ok(())
     }
 
-    fn copy_xattrs(&self, upper: &Upper, to: &OwnedFd, lower: &LowerRef) -> FsResult<()> {
+    /// Copies extended attributes; whether they set the mode.
+    fn copy_xattrs(&self, upper: &Upper, to: &OwnedFd, lower: &LowerRef) -> FsResult<bool> {
         let mut xattrs = Vec::new();
+        let mut sets_mode = false;
         for name in self.lowers.xattr_names(lower)? {
+            sets_mode |= name == super::xattr::ACCESS_ACL;
             if let Some(value) = self.lowers.xattr(lower, &name)? {
                 xattrs.push((upper.namespace().stored_name(&name), value.into_owned()));
             }
         }
-        attributes::set_xattrs(to.as_fd(), &xattrs)
+        attributes::set_xattrs(to.as_fd(), &xattrs)?;
+        Ok(sets_mode)
     }
 
     /// Renames a finished copy into place. `false` if the node's name changed since its parents

@@ -106,6 +106,16 @@ impl Union {
                     return Ok(fd);
                 }
                 Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => pause(attempt),
+                Err(Errno::ACCESS) => {
+                    let fd = sys::open_at(&*parent, &name.name, sys::O_PATH)?;
+                    if sys::stat_fd(&fd)?.ino == upper {
+                        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                        let fd = Arc::new(self.open_as_owner(&fd, Kind::Dir, flags)?);
+                        self.fds.insert(FdKey::dir(node.number), &fd);
+                        return Ok(fd);
+                    }
+                    pause(attempt);
+                }
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -181,12 +191,13 @@ impl Union {
             .get_or_open(FdKey::file(node.number), || -> FsResult<OwnedFd> {
                 let flags = OFlags::RDWR | OFlags::NONBLOCK;
                 if let Some(pinned) = self.pinned(node) {
-                    return open_as_owner(&pinned, flags);
+                    return self.open_as_owner(&pinned, Kind::File, flags);
                 }
                 self.by_name(node, |dir, name, upper| {
                     let fd = match sys::open_at(dir, name, flags) {
                         Err(Errno::ACCESS | Errno::PERM) => {
-                            open_as_owner(&sys::open_at(dir, name, sys::O_PATH)?, flags)?
+                            let fd = sys::open_at(dir, name, sys::O_PATH)?;
+                            self.open_as_owner(&fd, Kind::File, flags)?
                         }
                         result => result?,
                     };
@@ -215,18 +226,15 @@ impl Union {
         node.state.write().pinned = Some(fd);
         Ok(())
     }
-}
 
-/// Opens an object whose mode forbids it to its owner, as root may: the mode is widened for a
-/// moment.
-fn open_as_owner(fd: &OwnedFd, flags: OFlags) -> FsResult<OwnedFd> {
-    match sys::reopen(fd.as_fd(), flags) {
-        Err(Errno::ACCESS | Errno::PERM) => {}
-        result => return Ok(result?),
+    /// Opens an object whose mode forbids it to its owner, as root may: the mode is widened for
+    /// a moment.
+    fn open_as_owner(&self, fd: &OwnedFd, kind: Kind, flags: OFlags) -> FsResult<OwnedFd> {
+        match sys::reopen(fd.as_fd(), flags) {
+            Err(Errno::ACCESS | Errno::PERM) => {}
+            result => return Ok(result?),
+        }
+        let open = || sys::reopen(fd.as_fd(), flags);
+        Ok(self.upper()?.with_access(fd.as_fd(), kind, open)?)
     }
-    let mode = sys::stat_fd(fd)?.mode;
-    sys::chmod(fd.as_fd(), mode | 0o600)?;
-    let opened = sys::reopen(fd.as_fd(), flags);
-    sys::chmod(fd.as_fd(), mode)?;
-    Ok(opened?)
 }

@@ -38,6 +38,8 @@ mod rename;
 mod resolve;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_user;
 mod xattr;
 
 pub use attributes::{SetAttr, SetTime};

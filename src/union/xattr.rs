@@ -12,6 +12,9 @@ use crate::error::{FsError, FsResult};
 use crate::lower::{LowerObject, LowerRef, Number};
 use crate::sys;
 
+/// The ACL whose first entries are the permission bits.
+pub(super) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+
 /// Where a node's attributes are.
 enum Source {
     Upper,
@@ -106,12 +109,12 @@ impl Union {
         *node.inherit.lock() = None;
         node.set_unprivileged(false);
         let stored = upper.namespace().stored_name(name);
-        Ok(sys::set_xattr(
-            self.upper_handle(&node)?.as_fd(),
-            &stored,
-            value,
-            flags,
-        )?)
+        let handle = self.upper_handle(&node)?;
+        sys::set_xattr(handle.as_fd(), &stored, value, flags)?;
+        if name == ACCESS_ACL && !upper.is_privileged() {
+            self.mode_was_set(&node, handle.as_fd())?;
+        }
+        Ok(())
     }
 
     /// Removes an extended attribute.

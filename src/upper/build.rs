@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::Upper;
 use super::mark::NodeMark;
-use crate::attr::{Attr, Kind};
+use crate::attr::{Attr, Kind, PERMISSIONS};
 use crate::sys::{self, SysResult};
 
 /// An object to make.
@@ -69,10 +69,15 @@ impl Upper {
         let owned = self.own(fd, object, &attr, mark)?;
         // A change of owner takes these away, and mkdir never sets them.
         let special = object.mode & SPECIAL_BITS;
-        let chmod = object.kind != Kind::Symlink && special & !attr.mode != 0;
+        let needs = self.needs(object.kind);
+        let mode = attr.mode & PERMISSIONS | needs | special;
+        let chmod = object.kind != Kind::Symlink && mode & !attr.mode != 0;
         if chmod || (owned && special != 0) {
-            sys::chmod(fd, attr.mode | special)?;
+            sys::chmod(fd, mode)?;
         }
+        // What we need, but neither the caller nor an inherited ACL gives.
+        let ours = needs & !(attr.mode & object.mode);
+        mark.mode = (ours != 0).then_some(mode & !ours);
         if *mark != NodeMark::default() {
             match self.namespace.write_node(fd, mark) {
                 // An owner cannot be noted on such objects; it stays the user's own.
@@ -95,7 +100,7 @@ impl Upper {
         object: &NewObject<'_>,
         mark: &mut NodeMark,
     ) -> SysResult<OwnedFd> {
-        let mode = Mode::from_raw_mode(object.mode & 0o777);
+        let mode = Mode::from_raw_mode(object.mode & 0o777 | self.needs(object.kind));
         match object.kind {
             Kind::File => create_file(dir, name, mode),
             Kind::Dir => {
@@ -132,7 +137,7 @@ impl Upper {
             Kind::Block => FileType::BlockDevice,
             _ => FileType::CharacterDevice,
         };
-        let mode = Mode::from_raw_mode(object.mode & 0o777);
+        let mode = Mode::from_raw_mode(object.mode & 0o777 | self.needs(object.kind));
         let is_whiteout = object.kind == Kind::Char && object.rdev == 0;
         let stand_in = rfs::makedev(0, 1);
         let rdev = if is_whiteout { stand_in } else { object.rdev };
@@ -154,6 +159,54 @@ impl Upper {
             }
             Err(errno) => Err(errno),
         }
+    }
+
+    /// The permissions this process needs on its own objects, whatever users are to see.
+    fn needs(&self, kind: Kind) -> u32 {
+        match kind {
+            _ if self.overrides_modes => 0,
+            Kind::Dir => 0o700,
+            // A user's device is a file.
+            Kind::File | Kind::Char | Kind::Block => 0o600,
+            Kind::Symlink | Kind::Fifo | Kind::Socket => 0,
+        }
+    }
+
+    /// Calls `act` with the permissions that we need on an object but that it does not give.
+    pub fn with_access<T>(
+        &self,
+        fd: BorrowedFd<'_>,
+        kind: Kind,
+        act: impl FnOnce() -> SysResult<T>,
+    ) -> SysResult<T> {
+        let mode = sys::stat_fd(fd)?.mode;
+        sys::chmod(fd, mode | self.needs(kind))?;
+        let result = act();
+        sys::chmod(fd, mode)?;
+        result
+    }
+
+    /// Changes the permission bits users see of an object, whose mark is `mark`.
+    pub fn set_mode(
+        &self,
+        fd: BorrowedFd<'_>,
+        kind: Kind,
+        mode: u32,
+        mark: &mut NodeMark,
+    ) -> SysResult<()> {
+        let mode = mode & PERMISSIONS;
+        let real = mode | self.needs(kind);
+        sys::chmod(fd, real)?;
+        let shown = (real != mode).then_some(mode);
+        if shown != mark.mode {
+            let new = NodeMark {
+                mode: shown,
+                ..mark.clone()
+            };
+            self.namespace.write_node(fd, &new)?;
+            *mark = new;
+        }
+        Ok(())
     }
 
     /// Gives a new object its owner. Whether that changed anything.

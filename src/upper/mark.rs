@@ -174,6 +174,8 @@ pub struct NodeMark {
     pub device: Option<(Kind, u32, u32)>,
     /// `owner=UID:GID`, where the daemon may not change owners.
     pub owner: Option<(u32, u32)>,
+    /// `mode=OCTAL`: the permission bits users see, where the daemon itself needs more.
+    pub mode: Option<u32>,
 }
 
 impl NodeMark {
@@ -187,6 +189,7 @@ impl NodeMark {
                 Some(("origin", value)) => mark.origin = parse_origin(value),
                 Some(("device", value)) => mark.device = parse_device(value),
                 Some(("owner", value)) => mark.owner = parse_owner(value),
+                Some(("mode", value)) => mark.mode = parse_mode(value),
                 // A later version's word: not needed to read the file.
                 _ => {}
             }
@@ -197,6 +200,9 @@ impl NodeMark {
     /// The attributes users see of an object whose own are `attr`.
     pub fn apply(&self, attr: Attr) -> Attr {
         let mut attr = attr;
+        if let Some(mode) = self.mode {
+            attr.mode = attr.mode & !PERMISSIONS | mode;
+        }
         if let Some((kind, major, minor)) = self.device {
             attr.mode = kind.mode_bits() | attr.mode & PERMISSIONS;
             attr.rdev = rustix::fs::makedev(major, minor);
@@ -232,6 +238,12 @@ fn parse_device(value: &str) -> Option<(Kind, u32, u32)> {
     ))
 }
 
+fn parse_mode(value: &str) -> Option<u32> {
+    u32::from_str_radix(value, 8)
+        .ok()
+        .filter(|mode| mode & !PERMISSIONS == 0)
+}
+
 fn parse_owner(value: &str) -> Option<(u32, u32)> {
     let (uid, gid) = value.split_once(':')?;
     Some((uid.parse().ok()?, gid.parse().ok()?))
@@ -249,6 +261,9 @@ impl std::fmt::Display for NodeMark {
         }
         if let Some((uid, gid)) = self.owner {
             words.push(format!("owner={uid}:{gid}"));
+        }
+        if let Some(mode) = self.mode {
+            words.push(format!("mode={mode:o}"));
         }
         f.write_str(&words.join(" "))
     }
@@ -288,10 +303,11 @@ mod tests {
             }),
             device: Some((Kind::Char, 0, 0)),
             owner: Some((33, 44)),
+            mode: Some(0o4555),
         };
         assert_eq!(NodeMark::parse(mark.to_string().as_bytes()), mark);
         assert_eq!(
-            NodeMark::parse(b"owner=x:y junk origin= device=z:1:1"),
+            NodeMark::parse(b"owner=x:y junk origin= device=z:1:1 mode=17777"),
             NodeMark::default()
         );
     }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{self as rfs, AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 
 use crate::attr::{Attr, Kind};
 use crate::error::FsResult;
@@ -109,6 +110,10 @@ pub struct UpperEntry {
 
 /// What is under a name of the upper.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is passed once and taken apart"
+)]
 pub enum UpperFound {
     /// Nothing: the lowers decide.
     Nothing,
@@ -127,6 +132,8 @@ pub struct Upper {
     volatile: bool,
     /// Whether file ownership can be changed at will.
     privileged: bool,
+    /// Whether modes do not bind this process.
+    overrides_modes: bool,
     counter: AtomicU64,
     /// Locked for as long as the mount lives.
     _work_lock: OwnedFd,
@@ -176,6 +183,7 @@ impl Upper {
             dev,
             volatile: true,
             privileged: namespace == Namespace::Trusted,
+            overrides_modes: has_capability(CapabilitySet::DAC_OVERRIDE),
             counter: AtomicU64::new(0),
             _work_lock: work_base,
         })
@@ -206,6 +214,7 @@ impl Upper {
             dev,
             volatile,
             privileged: namespace == Namespace::Trusted,
+            overrides_modes: has_capability(CapabilitySet::DAC_OVERRIDE),
             counter: AtomicU64::new(0),
             _work_lock: work_base,
         })
@@ -300,7 +309,11 @@ impl Upper {
             {
                 Marks::default()
             }
-            _ => self.namespace.read(fd)?,
+            kind => match self.namespace.read(fd) {
+                // Made by someone else, who did not leave us the permissions we need.
+                Err(Errno::ACCESS) => self.with_access(fd, kind, || self.namespace.read(fd))?,
+                marks => marks?,
+            },
         };
         Ok(UpperEntry {
             attr: marks.node.apply(attr),
@@ -395,9 +408,13 @@ fn scratch_dir(base: &OwnedFd) -> SysResult<OwnedFd> {
 
 /// The namespace this process can read.
 pub fn reading_namespace() -> Namespace {
-    let effective = rustix::thread::capabilities(None).map(|sets| sets.effective);
-    match effective {
-        Ok(caps) if caps.contains(rustix::thread::CapabilitySet::SYS_ADMIN) => Namespace::Trusted,
-        _ => Namespace::User,
+    if has_capability(CapabilitySet::SYS_ADMIN) {
+        Namespace::Trusted
+    } else {
+        Namespace::User
     }
+}
+
+fn has_capability(capability: CapabilitySet) -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }

@@ -12,10 +12,8 @@ use super::{ImportError, ImportOptions, export_layer, import_layer};
 mod formats;
 mod hostile;
 mod meaning;
-mod model;
 mod packed;
 mod real;
-mod trees;
 
 /// A store of its own, in memory where there is such a place.
 pub struct Scratch {
