@@ -84,9 +84,14 @@ pub fn create(root: &Path) -> Result<(), StoreError> {
     for entry in entries {
         let name = entry.map_err(StoreError::io("read", root))?.file_name();
         // Another process is making the store.
-        if !name.as_encoded_bytes().starts_with(FILE.as_bytes()) {
-            return Err(StoreError::NotAStore(root.to_owned()));
+        if name.as_encoded_bytes().starts_with(FILE.as_bytes()) {
+            continue;
         }
+        // It was the first to make it, and has gone on from there.
+        if root.join(FILE).exists() {
+            return Ok(());
+        }
+        return Err(StoreError::NotAStore(root.to_owned()));
     }
     let path = root.join(FILE);
     let write = || -> io::Result<()> {
@@ -103,8 +108,11 @@ pub fn create(root: &Path) -> Result<(), StoreError> {
         text.push(b'\n');
         file.write_all(&text)?;
         file.as_file().sync_all()?;
-        file.persist(&path).map_err(|error| error.error)?;
-        Ok(())
+        // The file is what the store's lock is on: whoever made it first keeps it.
+        match file.persist_noclobber(&path) {
+            Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => Err(error.error),
+            _ => Ok(()),
+        }
     };
     write().map_err(StoreError::io("write", path.clone()))
 }
@@ -123,5 +131,36 @@ fn make_private_dir(root: &Path) -> Result<(), StoreError> {
             Err(StoreError::io("create", root)(error))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::Barrier;
+
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn a_store_is_made_once_by_many_at_the_same_time() {
+        for _ in 0..100 {
+            let dir = tempfile::tempdir().unwrap();
+            let root = dir.path().join("store");
+            let barrier = Barrier::new(4);
+            let files: Vec<u64> = std::thread::scope(|scope| {
+                let open = || {
+                    barrier.wait();
+                    let store = Store::open(&root, Access::ReadWrite).unwrap();
+                    fs::metadata(store.root().join(FILE)).unwrap().ino()
+                };
+                let openers: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+                openers.into_iter().map(|it| it.join().unwrap()).collect()
+            });
+            assert!(
+                files.iter().all(|ino| *ino == files[0]),
+                "the file with the lock was replaced"
+            );
+        }
     }
 }
