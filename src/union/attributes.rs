@@ -238,6 +238,12 @@ impl Union {
         self.change_mode(node, fd, mode)
     }
 
+    /// Whether a regular file has set-id bits that a write can take away.
+    pub fn has_set_id(&self, number: Number) -> FsResult<bool> {
+        let mode = self.getattr(number)?.mode;
+        Ok(mode & SUID != 0 || mode & (SGID | GROUP_EXECUTE) == SGID | GROUP_EXECUTE)
+    }
+
     /// Changes the owner, or where this process may not, notes it in a mark.
     fn change_owner(
         &self,
