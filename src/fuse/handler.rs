@@ -561,17 +561,10 @@ impl Filesystem for Handler {
             .readdirplus(self.node(ino), Cookie(offset), &mut |item, attr| {
                 let name = OsStr::from_bytes(item.name);
                 let (ino, next) = (INodeNo(item.number.0), item.next.0);
-                let mut attr = file_attr(attr);
-                let aliased = self.attr_ttl(item.number).is_zero();
-                if aliased {
-                    // The kernel will ask for it by name.
-                    attr.ino = INodeNo(0);
-                }
-                if reply.add(ino, next, name, &FOREVER, &attr, Generation(0)) {
+                // An entry with an alias is looked up again before it is used.
+                let (attr, ttl) = (file_attr(attr), self.attr_ttl(item.number));
+                if reply.add(ino, next, name, &ttl, &attr, Generation(0)) {
                     return Listed::Full;
-                }
-                if aliased {
-                    self.union.forget(item.number, 1);
                 }
                 Listed::Taken
             });

@@ -116,7 +116,7 @@ impl Opens {
             }
             let io = match &file.io {
                 Some(io) => io.clone(),
-                None => self.begin(id, number, writes, register)?,
+                None => self.begin(id, number, register)?,
             };
             file.io = Some(io.clone());
             file.handles += 1;
@@ -196,14 +196,13 @@ impl Opens {
         &self,
         id: INodeNo,
         number: Number,
-        writes: bool,
         register: &dyn Fn(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> FsResult<Io> {
         let place = self.union.place_of(number)?;
         let idle = self.idle.lock().pop(&id.0);
         // Whether a write takes set-user-id away depends on who writes. The kernel tells us that of
         // each write, but does not consider it when it writes to a backing file itself.
-        if writes && self.union.has_set_id(number)? {
+        if place == Place::Upper && self.union.has_set_id(number)? {
             return Ok(Io::Cached(FopenFlags::empty()));
         }
         if let Some((known, backing)) = idle

@@ -240,8 +240,7 @@ impl Union {
 
     /// Whether a regular file has set-id bits that a write can take away.
     pub fn has_set_id(&self, number: Number) -> FsResult<bool> {
-        let mode = self.getattr(number)?.mode;
-        Ok(mode & SUID != 0 || mode & (SGID | GROUP_EXECUTE) == SGID | GROUP_EXECUTE)
+        Ok(self.getattr(number)?.mode & (SUID | SGID) != 0)
     }
 
     /// Changes the owner, or where this process may not, notes it in a mark.
