@@ -1,6 +1,5 @@
 //! What concerns the whole process.
 
-use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::SysResult;
@@ -14,8 +13,7 @@ pub fn close_all_on_exec() -> SysResult<()> {
     if result == 0 {
         return Ok(());
     }
-    let error = std::io::Error::last_os_error();
-    Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+    Err(super::last_error())
 }
 
 /// Calls `act` in this thread without a capability that it may have.

@@ -93,7 +93,7 @@ fn chmod(union: &Union, path: &str, mode: u32) {
         mode: Some(mode),
         ..SetAttr::default()
     };
-    let attr = union.setattr(number(union, path), &set, ME).unwrap();
+    let attr = union.setattr(number(union, path), &set).unwrap();
     assert_eq!(attr.mode & 0o7777, mode);
 }
 
