@@ -57,23 +57,16 @@ fn system_time(time: Time) -> SystemTime {
         .unwrap_or(UNIX_EPOCH)
 }
 
+/// A time of a request. Before 1970 fuser 0.18 takes the nanoseconds off the seconds, though the
+/// kernel, as `timespec` has it, adds them: the kernel's own two numbers are what is left.
 fn time_of(time: SystemTime) -> Time {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Time {
-            sec: after.as_secs() as i64,
-            nsec: after.subsec_nanos(),
-        },
-        Err(before) => {
-            let before = before.duration();
-            let sec = -(before.as_secs() as i64);
-            match before.subsec_nanos() {
-                0 => Time { sec, nsec: 0 },
-                nsec => Time {
-                    sec: sec - 1,
-                    nsec: 1_000_000_000 - nsec,
-                },
-            }
-        }
+    let (sign, distance) = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => (1, after),
+        Err(before) => (-1, before.duration()),
+    };
+    Time {
+        sec: sign * distance.as_secs() as i64,
+        nsec: distance.subsec_nanos(),
     }
 }
 
@@ -131,7 +124,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_before_1970_and_far_ahead_round_trip() {
+    fn times_before_1970_and_far_ahead() {
+        let second = Duration::from_secs(1);
+        let part = Duration::from_nanos(1);
+        // As fuser decodes requests.
+        let decoded = |sec: i64, nsec: u32| {
+            let distance = Duration::new(sec.unsigned_abs(), nsec);
+            if sec < 0 {
+                UNIX_EPOCH - distance
+            } else {
+                UNIX_EPOCH + distance
+            }
+        };
         for (sec, nsec) in [
             (0, 0),
             (-1, 1),
@@ -139,9 +143,12 @@ mod tests {
             (-86_400, 0),
             (1 << 34, 5),
         ] {
-            let time = Time { sec, nsec };
-            assert_eq!(time_of(system_time(time)), time);
+            assert_eq!(time_of(decoded(sec, nsec)), Time { sec, nsec });
         }
+        let time = |sec, nsec| system_time(Time { sec, nsec });
+        assert_eq!(time(-1, 1), UNIX_EPOCH - second + part);
+        assert_eq!(time(-2, 0), UNIX_EPOCH - second * 2);
+        assert_eq!(time(1 << 34, 1), UNIX_EPOCH + second * (1 << 31) * 8 + part);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod bad_input;
 mod builds;
 mod command_line;
 mod conformance;
+mod copyup_first;
 mod differential;
 mod many_layers;
 mod mounts;
