@@ -1,0 +1,64 @@
+//! What a program meets in daily life, on a mount and in a plain directory: permissions, ACLs,
+//! attributes, times, locks, events, names, contents, deleted files.
+//!
+//! Each topic is a script beside this file. Its `fill` makes a tree, in the plain directory and in
+//! the lower of the mount; its `check` then does things in both and says line by line what comes of
+//! them. The lines must be the same.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::needs_root;
+use crate::support::pair::Pair;
+use crate::support::run;
+
+const COMMON: &str = include_str!("common.py");
+
+/// A line that may differ, natively and on the mount; `docs/semantics.md` says why.
+type Known = (&'static str, &'static str);
+
+fn python(dir: &Path, script: &str, part: &str) -> Vec<String> {
+    let said = run(Command::new("python3")
+        .args(["-c", &format!("{COMMON}\n{script}\n{part}()")])
+        .current_dir(dir)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("LC_ALL", "C.UTF-8"));
+    said.lines().map(str::to_owned).collect()
+}
+
+/// Compares what `script` sees on both; `at_least` is how many lines it has to say.
+fn compare(topic: &str, script: &str, at_least: usize, known: &[Known]) {
+    let fill = |dir: &Path| {
+        python(dir, script, "fill");
+    };
+    let pair = Pair::new(topic, fill);
+    let native = python(pair.native(), script, "check");
+    let mounted = python(pair.mount(), script, "check");
+    let mut differences = Vec::new();
+    for (native, mounted) in native.iter().zip(&mounted) {
+        if native != mounted && !known.contains(&(native, mounted)) {
+            differences.push(format!("native: {native}\nmount:  {mounted}"));
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    assert_eq!(native.len(), mounted.len(), "lines");
+    assert!(native.len() >= at_least, "only {} lines", native.len());
+}
+
+macro_rules! topics {
+    ($($topic:ident: $at_least:literal lines, $known:expr;)*) => {$(
+        #[test]
+        fn $topic() {
+            needs_root!();
+            let script = include_str!(concat!(stringify!($topic), ".py"));
+            compare(stringify!($topic), script, $at_least, $known);
+        }
+    )*};
+}
+
+topics! {
+    permissions: 100 lines, &[];
+    acls: 30 lines, &[];
+    xattrs: 60 lines, &[];
+    times: 60 lines, &[];
+}
