@@ -15,6 +15,19 @@ use crate::sys;
 /// The ACL whose first entries are the permission bits.
 pub(super) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// Refuses names in no namespace that filesystems on disk have, as they do.
+fn check_name(name: &[u8]) -> FsResult<()> {
+    let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    if spaces.iter().any(|space| name.starts_with(space))
+        || [ACCESS_ACL, DEFAULT_ACL].contains(&name)
+    {
+        return Ok(());
+    }
+    Err(Errno::OPNOTSUPP.into())
+}
+
 /// Where a node's attributes are.
 enum Source {
     Upper,
@@ -44,8 +57,9 @@ impl Union {
     /// The value of an extended attribute.
     ///
     /// # Errors
-    /// `ENODATA` if there is none of that name.
+    /// `ENODATA` if there is none of that name, `EOPNOTSUPP` if there cannot be.
     pub fn getxattr(&self, number: Number, name: &[u8]) -> FsResult<Cow<'_, [u8]>> {
+        check_name(name)?;
         let missing = || FsError::from(Errno::NODATA);
         let lower = match self.target(number)? {
             Target::Image(ino) => self.image_ref(ino)?,

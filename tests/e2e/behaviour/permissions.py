@@ -79,8 +79,7 @@ def set_ids():
             for mode in MODES:
                 path = f"{kind}-{mode:o}-{who}"
                 as_user(uid, lambda: say(path, change, kind, path), gid, groups)
-                print("  then", shown(path), has_capability(path))
-                os.truncate(path, 0)
+                print(f"  {path} then", shown(path), has_capability(path))
     # Changing the owner takes them from a file, whoever does it, but not from a directory.
     for uid in (1000, 0):
         write_file("own", b"", 0o6777, 1000, 1000)
