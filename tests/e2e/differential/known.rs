@@ -10,6 +10,11 @@
 use super::op::{Op, Outcome};
 use super::side::Kind;
 
+/// Whether Lamina is tested in passthrough mode.
+pub fn passes_through() -> bool {
+    std::env::var_os("LAMINA_IO").is_some_and(|mode| mode == "passthrough")
+}
+
 /// One intended difference from a plain directory.
 struct Known {
     /// Which filesystems show it.
@@ -22,6 +27,7 @@ struct Known {
 }
 
 const OVERLAYFS: &[Kind] = &[Kind::Overlayfs];
+const LAMINA: &[Kind] = &[Kind::LaminaDirs, Kind::LaminaImage];
 
 const TABLE: &[Known] = &[
     Known {
@@ -29,6 +35,11 @@ const TABLE: &[Known] = &[
         applies: |op, _, _| matches!(op, Op::SlotRead { .. } | Op::SlotStat { .. }),
         reason: "overlayfs: a file opened for reading before its copy-up goes on showing the lower file; \
                  Lamina shows the new data, as a plain directory does",
+    },
+    Known {
+        who: LAMINA,
+        applies: |op, _, _| matches!(op, Op::SlotRead { .. }) && passes_through(),
+        reason: "passthrough: a file opened for reading before its copy-up goes on showing the lower file",
     },
     Known {
         who: OVERLAYFS,
