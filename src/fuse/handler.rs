@@ -51,6 +51,11 @@ fn drops_privileges(req: &Request) -> bool {
     req.uid() != 0
 }
 
+/// Whether the caller is in a group. The request has only the first of his groups.
+fn in_group(req: &Request, group: u32) -> bool {
+    req.gid() == group || crate::sys::process::groups(req.pid()).contains(&group)
+}
+
 fn reply_empty(op: &str, reply: ReplyEmpty, result: FsResult<()>) {
     match result {
         Ok(()) => reply.ok(),
@@ -588,7 +593,7 @@ impl Filesystem for Handler {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -597,9 +602,15 @@ impl Filesystem for Handler {
         reply: ReplyEmpty,
     ) {
         let flags = XattrFlags::from_bits_retain(flags as u32);
+        let (node, name) = (self.node(ino), name.as_bytes());
         let set = self
             .union
-            .setxattr(self.node(ino), name.as_bytes(), value, flags);
+            .setxattr(node, name, value, flags)
+            .and_then(|()| {
+                // The kernel leaves this to us (FUSE_SETXATTR_ACL_KILL_SGID), but fuser has no word for it.
+                let stranger = |group| req.uid() != 0 && !in_group(req, group);
+                self.union.attribute_was_set(node, name, stranger)
+            });
         reply_empty("setxattr", reply, set);
     }
 

@@ -131,6 +131,26 @@ impl Union {
         Ok(())
     }
 
+    /// To be called when an attribute was set: takes the set-group-id bit from a file that got an
+    /// ACL from one who is a `stranger` to its group, as `chmod` does.
+    pub fn attribute_was_set(
+        &self,
+        number: Number,
+        name: &[u8],
+        stranger: impl FnOnce(u32) -> bool,
+    ) -> FsResult<()> {
+        if name != ACCESS_ACL {
+            return Ok(());
+        }
+        let attr = self.getattr(number)?;
+        if attr.mode & libc::S_ISGID != 0 && stranger(attr.gid) {
+            let node = self.touch(number)?;
+            let handle = self.upper_handle(&node)?;
+            self.change_mode(&node, handle.as_fd(), attr.mode & 0o7777 & !libc::S_ISGID)?;
+        }
+        Ok(())
+    }
+
     /// Removes an extended attribute.
     ///
     /// # Errors

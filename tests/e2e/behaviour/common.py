@@ -13,6 +13,8 @@ import threading
 import time
 import traceback
 
+# What waits for ever fails.
+signal.alarm(300)
 libc = ctypes.CDLL(None, use_errno=True)
 
 
