@@ -41,8 +41,9 @@ def use(file):
     print("  ", f"{found.st_mode:o}", found.st_uid, found.st_gid, found.st_nlink, found.st_size, found.st_ino == number)
     path = f"/proc/self/fd/{file}"
     say("  open again", lambda: os.pread(os.open(path, os.O_RDWR), 6, 0))
-    say("  link", lambda: os.link(path, "linked", follow_symlinks=True))
-    say("  linkat empty", lambda: call(libc.linkat, file, b"", -100, b"linked", 0x1000))
+    # AT_SYMLINK_FOLLOW, AT_EMPTY_PATH
+    say("  link", lambda: call(libc.linkat, -100, path.encode(), -100, b"linked", 0x400))
+    say("  link", lambda: call(libc.linkat, file, b"", -100, b"linked", 0x1000))
     say("  name", lambda: os.readlink(path).endswith(" (deleted)"))
 
 
@@ -100,13 +101,12 @@ def check():
         os.fchdir(there)
         say("  getcwd", os.getcwd)
         say("  list", os.listdir, ".")
-        os.chdir("..") if os.path.exists("..") else None
         os.fchdir(home)
     # Objects without contents.
     for name in ("link", "fifo"):
         path = os.open(name, os.O_PATH | os.O_NOFOLLOW)
         os.unlink(name)
-        print(name, os.fstat(path).st_nlink, attempt(os.readlink, "", dir_fd=path))
+        print(name, os.fstat(path).st_nlink, attempt(lambda: os.readlink("", dir_fd=path)))
     say("left", lambda: sorted(os.listdir(".")))
 
 

@@ -142,8 +142,10 @@ def fanotify_names():
         return print("no events")
     while data:
         length, _, _, _, mask, _, _ = struct.unpack_from("IBBHQii", data)
-        name = data[24:length].rstrip(b"\0").split(b"\0")[-1]
-        with_names.append(f"{names(mask)} {name[-7:]}")
+        # A header, the filesystem's id, a handle of the directory, the name.
+        handle = struct.unpack_from("I", data, 24 + 4 + 8)[0]
+        name = data[24 + 4 + 8 + 8 + handle : length].rstrip(b"\0")
+        with_names.append(f"{names(mask)} {name}")
         data = data[length:]
     print(with_names)
 

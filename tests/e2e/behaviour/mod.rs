@@ -27,6 +27,17 @@ fn set_ids(native: &str, mounted: &str) -> bool {
         || sgid(mounted) && mounted.replace(" 102", " 100") == native
 }
 
+/// FUSE carries no fallocate that moves what comes after it.
+fn no_shifting(native: &str, mounted: &str) -> bool {
+    native.ends_with(": 0") && ["collapse: ENOTSUP", "insert: ENOTSUP"].contains(&mounted)
+}
+
+/// fuser has no TMPFILE and no STATX.
+fn no_tmpfile(native: &str, mounted: &str) -> bool {
+    native.starts_with("O_TMPFILE") && mounted.ends_with("ENOTSUP")
+        || native.starts_with("statx btime") && mounted.ends_with("False")
+}
+
 fn none(_: &str, _: &str) -> bool {
     false
 }
@@ -79,4 +90,6 @@ topics! {
     events: 80 lines, none;
     names: 500 lines, none;
     deleted: 60 lines, none;
+    contents: 60 lines, no_shifting;
+    handles: 8 lines, no_tmpfile;
 }
