@@ -61,6 +61,8 @@ messages! {
     }
     struct FsyncIn { fh: u64, flags: u32, padding: u32, }
     struct SetxattrIn { size: u32, flags: u32, }
+    /// After [`SetxattrIn`], if that was agreed on.
+    struct SetxattrExt { flags: u32, padding: u32, }
     struct GetxattrIn { size: u32, padding: u32, }
     struct GetxattrOut { size: u32, padding: u32, }
     struct FallocateIn { fh: u64, offset: u64, length: u64, mode: u32, padding: u32, }
@@ -126,6 +128,8 @@ pub mod fattr {
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 /// Bit of [`WriteIn`]: the writer may not keep set-id bits.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// Bit of [`SetxattrExt`]: who sets the ACL may not keep the set-group-id bit.
+pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// Bit of [`FsyncIn`]: only what is needed to read the data again.
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;
 /// Bit of [`OpenOut`]: what the page cache has of the file is still true.

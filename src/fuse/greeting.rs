@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, SessionACL};
 
@@ -10,19 +11,40 @@ use super::IoMode;
 use super::wire::MAX_REQUEST;
 
 /// Says what we want.
-pub struct Greeter(IoMode);
+pub struct Greeter {
+    mode: IoMode,
+    setxattr_ext: Arc<AtomicBool>,
+}
 
-/// Answers the kernel's greeting. Requests are then read from the descriptor that is returned; the
-/// session gives notifiers.
+/// What came of the greeting.
+pub struct Greeted {
+    /// Gives notifiers.
+    pub session: Session<Greeter>,
+    /// Where requests are read from.
+    pub device: Arc<OwnedFd>,
+    /// Whether requests to set an extended attribute say more.
+    pub setxattr_ext: bool,
+}
+
+/// Answers the kernel's greeting.
 ///
 /// # Errors
 /// When the mount is gone, or the kernel cannot what is asked of it.
-pub fn greet(device: OwnedFd, mode: IoMode) -> io::Result<(Session<Greeter>, Arc<OwnedFd>)> {
+pub fn greet(device: OwnedFd, mode: IoMode) -> io::Result<Greeted> {
     let mut config = Config::default();
     config.acl = SessionACL::All;
-    let session = Session::from_fd(Greeter(mode), device, SessionACL::All, config)?;
-    let device = session.as_fd().try_clone_to_owned()?;
-    Ok((session, Arc::new(device)))
+    let setxattr_ext = Arc::new(AtomicBool::new(false));
+    let greeter = Greeter {
+        mode,
+        setxattr_ext: Arc::clone(&setxattr_ext),
+    };
+    let session = Session::from_fd(greeter, device, SessionACL::All, config)?;
+    let device = Arc::new(session.as_fd().try_clone_to_owned()?);
+    Ok(Greeted {
+        session,
+        device,
+        setxattr_ext: setxattr_ext.load(Ordering::Relaxed),
+    })
 }
 
 impl Filesystem for Greeter {
@@ -41,7 +63,7 @@ impl Filesystem for Greeter {
             InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
-        let by_mode = match self.0 {
+        let by_mode = match self.mode {
             IoMode::Cached => InitFlags::FUSE_NO_OPEN_SUPPORT,
             IoMode::Passthrough => InitFlags::FUSE_ATOMIC_O_TRUNC,
         };
@@ -50,7 +72,9 @@ impl Filesystem for Greeter {
                 tracing::debug!("the kernel does not offer {flag:?}");
             }
         }
-        if self.0 == IoMode::Passthrough {
+        let ext = config.add_capabilities(InitFlags::FUSE_SETXATTR_EXT);
+        self.setxattr_ext.store(ext.is_ok(), Ordering::Relaxed);
+        if self.mode == IoMode::Passthrough {
             let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
             // Overlayfs can still be mounted on top.
             if offered.is_err() || config.set_max_stack_depth(1).is_err() {

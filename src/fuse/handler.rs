@@ -27,6 +27,8 @@ pub struct Handler {
     pub union: Arc<Union>,
     /// The open files in passthrough mode; in cached mode we are not told of any.
     pub opens: Option<Arc<Opens>>,
+    /// Whether SETXATTR has a [`abi::SetxattrExt`].
+    pub setxattr_ext: bool,
 }
 
 /// Whether a request without a flag for it takes set-id bits away. The kernel asks about
@@ -405,9 +407,15 @@ impl Handler {
         match request.header.opcode {
             op::SETXATTR => {
                 let arg = request.take::<abi::SetxattrIn>()?;
+                let more = if self.setxattr_ext {
+                    request.take::<abi::SetxattrExt>()?.flags
+                } else {
+                    0
+                };
                 let (name, value) = (request.name()?, request.bytes(arg.size)?);
                 let flags = XattrFlags::from_bits_retain(arg.flags);
-                self.union.setxattr(node, name, value, flags)
+                let drops_sgid = more & abi::SETXATTR_ACL_KILL_SGID != 0;
+                self.union.setxattr(node, name, value, flags, drops_sgid)
             }
             op::GETXATTR => {
                 let size = request.take::<abi::GetxattrIn>()?.size;

@@ -60,21 +60,22 @@ pub fn serve(
     rustix::process::umask(rustix::fs::Mode::empty());
     let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let threads = options.threads.unwrap_or(processors).max(1);
-    let (session, device) = greeting::greet(device, options.io)?;
+    let greeted = greeting::greet(device, options.io)?;
     let opens = match options.io {
         IoMode::Cached => None,
         IoMode::Passthrough => Some(Arc::new(Opens::new(
             Arc::clone(union),
-            Arc::clone(&device),
-            session.notifier(),
+            Arc::clone(&greeted.device),
+            greeted.session.notifier(),
         ))),
     };
     on_live();
     let handler = Handler {
         union: Arc::clone(union),
         opens,
+        setxattr_ext: greeted.setxattr_ext,
     };
-    let result = wire::run(&device, threads, |request, reply| {
+    let result = wire::run(&greeted.device, threads, |request, reply| {
         handler.serve(request, reply);
     });
     if let Err(error) = union.close() {

@@ -224,7 +224,12 @@ impl Union {
     }
 
     /// Changes the permission bits.
-    fn change_mode(&self, node: &Node, fd: std::os::fd::BorrowedFd<'_>, mode: u32) -> FsResult<()> {
+    pub(super) fn change_mode(
+        &self,
+        node: &Node,
+        fd: std::os::fd::BorrowedFd<'_>,
+        mode: u32,
+    ) -> FsResult<()> {
         let mut mark = node.state.read().mark.clone();
         self.upper()?.set_mode(fd, node.kind, mode, &mut mark)?;
         node.state.write().mark = mark;

@@ -8,12 +8,26 @@ use rustix::io::Errno;
 
 use super::node::Node;
 use super::{Caller, Target, Union};
+use crate::attr::PERMISSIONS;
 use crate::error::{FsError, FsResult};
 use crate::lower::{LowerObject, LowerRef, Number};
 use crate::sys;
 
 /// The ACL whose first entries are the permission bits.
 pub(super) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// Refuses names in no namespace that filesystems on disk have, as they do.
+fn check_name(name: &[u8]) -> FsResult<()> {
+    let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    if spaces.iter().any(|space| name.starts_with(space))
+        || [ACCESS_ACL, DEFAULT_ACL].contains(&name)
+    {
+        return Ok(());
+    }
+    Err(Errno::OPNOTSUPP.into())
+}
 
 /// Where a node's attributes are.
 enum Source {
@@ -44,8 +58,9 @@ impl Union {
     /// The value of an extended attribute.
     ///
     /// # Errors
-    /// `ENODATA` if there is none of that name.
+    /// `ENODATA` if there is none of that name, `EOPNOTSUPP` if there cannot be.
     pub fn getxattr(&self, number: Number, name: &[u8]) -> FsResult<Cow<'_, [u8]>> {
+        check_name(name)?;
         let missing = || FsError::from(Errno::NODATA);
         let lower = match self.target(number)? {
             Target::Image(ino) => self.image_ref(ino)?,
@@ -92,7 +107,8 @@ impl Union {
         self.lowers.xattr_names(&lower)
     }
 
-    /// Sets an extended attribute.
+    /// Sets an extended attribute. With `drop_sgid`, a file that gets an ACL loses its set-group-id
+    /// bit, as when `chmod` is called by one who is not in the file's group.
     ///
     /// # Errors
     /// `EEXIST` and `ENODATA` as the flags ask, `ENOSPC`, `EOPNOTSUPP`, `EROFS`.
@@ -102,6 +118,7 @@ impl Union {
         name: &[u8],
         value: &[u8],
         flags: XattrFlags,
+        drop_sgid: bool,
     ) -> FsResult<()> {
         let upper = self.upper()?;
         let node = self.touch(number)?;
@@ -113,6 +130,10 @@ impl Union {
         sys::set_xattr(handle.as_fd(), &stored, value, flags)?;
         if name == ACCESS_ACL && !upper.is_privileged() {
             self.mode_was_set(&node, handle.as_fd())?;
+        }
+        if drop_sgid && name == ACCESS_ACL {
+            let mode = self.node_attr(&node)?.mode;
+            self.change_mode(&node, handle.as_fd(), mode & PERMISSIONS & !libc::S_ISGID)?;
         }
         Ok(())
     }

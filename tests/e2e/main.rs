@@ -6,8 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bad_input;
+mod behaviour;
 mod builds;
 mod command_line;
+mod conformance;
+mod copyup_first;
 mod differential;
 mod many_layers;
 mod mounts;

@@ -1,0 +1,95 @@
+//! What a program meets in daily life, on a mount and in a plain directory: permissions, ACLs,
+//! attributes, times, locks, events, names, contents, deleted files.
+//!
+//! Each topic is a script beside this file. Its `fill` makes a tree, in the plain directory and in
+//! the lower of the mount; its `check` then does things in both and says line by line what comes of
+//! them. The lines must be the same.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::needs_root;
+use crate::support::pair::Pair;
+use crate::support::run;
+
+const COMMON: &str = include_str!("common.py");
+
+/// Whether a line may differ, natively and on the mount; `docs/semantics.md` says why.
+type Known = fn(native: &str, mounted: &str) -> bool;
+
+/// A daemon's write for a memory mapping is a write like any other. And of a writer's groups it
+/// knows only the first, if the group may not execute.
+fn set_ids(native: &str, mounted: &str) -> bool {
+    let of = |line: &str| line.split_whitespace().last().map(str::to_owned);
+    let mapping = native.starts_with("  mmap-") && of(mounted).as_deref() == Some("ENODATA");
+    let sgid = |line: &str| line.contains("-other then") && line.contains(" 102");
+    mapping && native.replace(" 20", " ENODATA") == mounted
+        || sgid(mounted) && mounted.replace(" 102", " 100") == native
+}
+
+/// FUSE carries no fallocate that moves what comes after it.
+fn no_shifting(native: &str, mounted: &str) -> bool {
+    native.ends_with(": 0") && ["collapse: ENOTSUP", "insert: ENOTSUP"].contains(&mounted)
+}
+
+/// fuser has no TMPFILE and no STATX.
+fn no_tmpfile(native: &str, mounted: &str) -> bool {
+    native.starts_with("O_TMPFILE") && mounted.ends_with("ENOTSUP")
+        || native.starts_with("statx btime") && mounted.ends_with("False")
+}
+
+fn none(_: &str, _: &str) -> bool {
+    false
+}
+
+fn python(dir: &Path, script: &str, part: &str) -> Vec<String> {
+    let said = run(Command::new("python3")
+        .args(["-c", &format!("{COMMON}\n{script}\n{part}()")])
+        .current_dir(dir)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("LC_ALL", "C.UTF-8"));
+    said.lines().map(str::to_owned).collect()
+}
+
+/// Compares what `script` sees on both; `at_least` is how many lines it has to say.
+fn compare(topic: &str, script: &str, at_least: usize, known: Known) {
+    let fill = |dir: &Path| {
+        python(dir, script, "fill");
+    };
+    let pair = Pair::new(topic, fill);
+    let native = python(pair.native(), script, "check");
+    let mounted = python(pair.mount(), script, "check");
+    let mut differences = Vec::new();
+    for (native, mounted) in native.iter().zip(&mounted) {
+        if native != mounted && !known(native, mounted) {
+            differences.push(format!("native: {native}\nmount:  {mounted}"));
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    assert_eq!(native.len(), mounted.len(), "lines");
+    assert!(native.len() >= at_least, "only {} lines", native.len());
+}
+
+macro_rules! topics {
+    ($($topic:ident: $at_least:literal lines, $known:expr;)*) => {$(
+        #[test]
+        fn $topic() {
+            needs_root!();
+            let script = include_str!(concat!(stringify!($topic), ".py"));
+            compare(stringify!($topic), script, $at_least, $known);
+        }
+    )*};
+}
+
+topics! {
+    permissions: 800 lines, set_ids;
+    acls: 30 lines, none;
+    xattrs: 60 lines, none;
+    times: 60 lines, none;
+    locks: 80 lines, none;
+    events: 80 lines, none;
+    names: 500 lines, none;
+    deleted: 60 lines, none;
+    contents: 60 lines, no_shifting;
+    handles: 8 lines, no_tmpfile;
+}
