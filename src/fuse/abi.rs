@@ -71,6 +71,16 @@ messages! {
     struct CopyFileRangeIn {
         fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,
     }
+    struct StatxTime { sec: i64, nsec: u32, reserved: u32, }
+    struct Statx {
+        mask: u32, blksize: u32, attributes: u64, nlink: u32, uid: u32, gid: u32, mode: u16,
+        spare: u16, ino: u64, size: u64, blocks: u64, attributes_mask: u64,
+        atime: StatxTime, btime: StatxTime, ctime: StatxTime, mtime: StatxTime,
+        rdev_major: u32, rdev_minor: u32, dev_major: u32, dev_minor: u32, spare2: [u64; 14],
+    }
+    struct StatxOut {
+        attr_valid: u64, attr_valid_nsec: u32, flags: u32, spare: [u64; 2], stat: Statx,
+    }
     /// Begins an entry of a listing; the name follows, and zeros up to a multiple of 8.
     struct Dirent { ino: u64, off: u64, namelen: u32, kind: u32, }
 }
@@ -108,6 +118,8 @@ pub mod op {
     pub const RENAME2: u32 = 45;
     pub const LSEEK: u32 = 46;
     pub const COPY_FILE_RANGE: u32 = 47;
+    pub const TMPFILE: u32 = 51;
+    pub const STATX: u32 = 52;
 }
 
 /// Bits of [`SetattrIn`]: what is to be set.
@@ -154,6 +166,8 @@ mod tests {
             (size_of::<WriteIn>(), 40),
             (size_of::<StatfsOut>(), 80),
             (size_of::<CopyFileRangeIn>(), 56),
+            (size_of::<Statx>(), 256),
+            (size_of::<StatxOut>(), 288),
             (size_of::<Dirent>(), 24),
         ];
         for (size, expected) in sizes {

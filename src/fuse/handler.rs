@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use super::abi::{self, fattr, op};
-use super::opens::Opens;
+use super::opens::{Opened, Opens};
 use super::wire::{self, FOREVER, Reply, Request};
 use crate::attr::{Attr, Kind, PERMISSIONS, Time};
 use crate::error::{FsError, FsResult};
@@ -135,7 +135,18 @@ impl Handler {
                 Ok(())
             }
             op::OPEN => self.open(request, reply),
-            op::CREATE => self.create(request, reply),
+            op::CREATE | op::TMPFILE => self.create(request, reply),
+            op::STATX => {
+                let number = self.node(request.header.nodeid);
+                let (attr, birth) = self.union.statx(number)?;
+                let out = abi::StatxOut {
+                    attr_valid: self.attr_ttl(number).as_secs(),
+                    stat: wire::statx(&attr, birth),
+                    ..abi::StatxOut::default()
+                };
+                reply.send(out.as_bytes());
+                Ok(())
+            }
             op::RELEASE => {
                 if let Some(opens) = &self.opens {
                     opens.release(request.header.nodeid);
@@ -313,8 +324,12 @@ impl Handler {
         Ok(())
     }
 
+    /// CREATE and TMPFILE, which also open the new file.
     fn create(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
-        let opens = self.opens.as_ref().ok_or(Errno::NOSYS)?;
+        let named = request.header.opcode == op::CREATE;
+        if named && self.opens.is_none() {
+            return Err(Errno::NOSYS.into());
+        }
         let arg = request.take::<abi::CreateIn>()?;
         let new = NewNode {
             kind: Kind::File,
@@ -323,13 +338,22 @@ impl Handler {
             rdev: 0,
             target: b"",
         };
-        let (parent, name) = (self.node(request.header.nodeid), request.name()?);
-        let attr = self.union.create(parent, name, &new, caller(request))?;
-        let flags = arg.flags & !(libc::O_TRUNC as u32);
-        let opened = opens.open(attr.ino, flags, false).inspect_err(|_| {
-            // The kernel does not hear of it.
-            opens.forget(attr.ino, 1);
-        })?;
+        let (parent, caller) = (self.node(request.header.nodeid), caller(request));
+        let attr = if named {
+            self.union.create(parent, request.name()?, &new, caller)?
+        } else {
+            self.union.create_nameless(parent, &new, caller)?
+        };
+        let opened = match &self.opens {
+            None => Opened::Cached(0),
+            Some(opens) => {
+                let flags = arg.flags & !(libc::O_TRUNC as u32);
+                opens.open(attr.ino, flags, false).inspect_err(|_| {
+                    // The kernel does not hear of it.
+                    opens.forget(attr.ino, 1);
+                })?
+            }
+        };
         let mut out = self.entry(&attr).as_bytes().to_vec();
         out.extend_from_slice(opened.out().as_bytes());
         reply.send(&out);

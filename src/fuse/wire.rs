@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::abi::{self, InHeader, OutHeader};
-use crate::attr::{Attr, Kind};
+use crate::attr::{Attr, Kind, Time};
 
 /// Largest read or write request in bytes, the kernel's own limit.
 pub const MAX_REQUEST: u32 = 1 << 20;
@@ -202,6 +202,34 @@ pub fn attr(attr: &Attr) -> abi::Attr {
         rdev: encode_device(attr.rdev),
         blksize: attr.blksize,
         flags: 0,
+    }
+}
+
+/// Attributes in the form for `statx(2)`, with the time of birth where it is known.
+pub fn statx(attr: &Attr, birth: Option<Time>) -> abi::Statx {
+    let time = |time: Time| abi::StatxTime {
+        sec: time.sec,
+        nsec: time.nsec,
+        reserved: 0,
+    };
+    let known = birth.map_or(0, |_| libc::STATX_BTIME);
+    abi::Statx {
+        mask: libc::STATX_BASIC_STATS | known,
+        blksize: attr.blksize,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        mode: attr.mode as u16,
+        ino: attr.ino,
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: time(attr.atime),
+        btime: time(birth.unwrap_or_default()),
+        ctime: time(attr.ctime),
+        mtime: time(attr.mtime),
+        rdev_major: rustix::fs::major(attr.rdev),
+        rdev_minor: rustix::fs::minor(attr.rdev),
+        ..abi::Statx::default()
     }
 }
 

@@ -6,10 +6,10 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self as rfs, AtFlags, CWD, Mode, OFlags, XattrFlags};
+use rustix::fs::{self as rfs, AtFlags, CWD, Mode, OFlags, StatxFlags, XattrFlags};
 use rustix::io::Errno;
 
-use crate::attr::Attr;
+use crate::attr::{Attr, Time};
 
 pub mod copy;
 pub mod dir;
@@ -59,6 +59,16 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> SysResult<OwnedFd> {
 /// Attributes of one name in a directory; a symbolic link's own.
 pub fn stat_at(dir: impl AsFd, name: &[u8]) -> SysResult<Attr> {
     rfs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| Attr::from(&stat))
+}
+
+/// When an object was made, if its filesystem knows.
+pub fn birth_time(fd: BorrowedFd<'_>) -> SysResult<Option<Time>> {
+    let found = rfs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)?;
+    let known = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+    Ok(known.then_some(Time {
+        sec: found.stx_btime.tv_sec,
+        nsec: found.stx_btime.tv_nsec,
+    }))
 }
 
 /// As [`stat_at`], with `None` for a name that does not exist.

@@ -59,6 +59,18 @@ impl Union {
         }
     }
 
+    /// Attributes of a node, and when it was made if its filesystem knows. A copy-up makes it anew.
+    pub fn statx(&self, number: Number) -> FsResult<(Attr, Option<Time>)> {
+        let attr = self.getattr(number)?;
+        let birth = match self.target(number)? {
+            Target::Node(node) if node.has_upper() => {
+                sys::birth_time(self.upper_handle(&node)?.as_fd())?
+            }
+            _ => None,
+        };
+        Ok((attr, birth))
+    }
+
     /// The target of a symbolic link.
     ///
     /// # Errors

@@ -42,6 +42,23 @@ enum Place {
     Whiteout { over_lower: bool },
 }
 
+impl Inherit {
+    /// What is asked for, as it becomes in a directory that passes this on.
+    fn apply<'a>(self, new: &NewNode<'a>, caller: Caller) -> NewObject<'a> {
+        NewObject {
+            kind: new.kind,
+            mode: if self.acl {
+                new.mode
+            } else {
+                new.mode & !new.umask
+            },
+            owner: (caller.uid, self.gid.is_none().then_some(caller.gid)),
+            rdev: new.rdev,
+            target: new.target,
+        }
+    }
+}
+
 impl Union {
     /// Creates an object; the kernel now knows it.
     ///
@@ -59,17 +76,7 @@ impl Union {
         let place = self.place_for(&dir, name)?;
         let fd = self.upper_dir(&dir)?;
         let inherit = self.inherit(&dir, &fd)?;
-        let object = NewObject {
-            kind: new.kind,
-            mode: if inherit.acl {
-                new.mode
-            } else {
-                new.mode & !new.umask
-            },
-            owner: (caller.uid, inherit.gid.is_none().then_some(caller.gid)),
-            rdev: new.rdev,
-            target: new.target,
-        };
+        let object = inherit.apply(new, caller);
         let made = match place {
             Place::Free => match self.upper()?.build(fd.as_fd(), name, &object) {
                 // A whiteout with nothing below it, which nobody looked for.
@@ -86,7 +93,25 @@ impl Union {
             dir.subdirs_changed(1);
         }
         drop(entries);
-        Ok(self.adopt(&dir, name, new.kind, made))
+        Ok(self.adopt(Some((&dir, name)), new.kind, made))
+    }
+
+    /// Makes a regular file without a name, in the filesystem and with the inheritance of a directory
+    /// (`O_TMPFILE`). [`Union::link`] can give it one.
+    ///
+    /// # Errors
+    /// `ENOENT` in a removed directory, `EOPNOTSUPP`, `EROFS`, `ENOSPC`.
+    pub fn create_nameless(
+        &self,
+        parent: Number,
+        new: &NewNode<'_>,
+        caller: Caller,
+    ) -> FsResult<Attr> {
+        let dir = self.writable_dir(parent, b"")?;
+        let fd = self.upper_dir(&dir)?;
+        let object = self.inherit(&dir, &fd)?.apply(new, caller);
+        let made = self.upper()?.build_nameless(fd.as_fd(), &object)?;
+        Ok(self.adopt(None, Kind::File, made))
     }
 
     /// A directory that is to get a new name, in the upper.
@@ -198,21 +223,25 @@ impl Union {
     }
 
     /// The node of an object that was just made.
-    fn adopt(&self, dir: &Arc<Node>, name: &[u8], kind: Kind, made: NewFd) -> Attr {
+    fn adopt(&self, place: Option<(&Arc<Node>, &[u8])>, kind: Kind, made: NewFd) -> Attr {
         let NewFd { fd, attr, mark } = made;
+        let fd = Arc::new(fd);
         let number = Number::new(Number::SPACE_UPPER, attr.ino);
         let state = State {
             upper: Some(attr.ino),
             mark,
+            pinned: place.is_none().then(|| Arc::clone(&fd)),
             ..State::default()
         };
         let node = self
             .table
             .get_or_insert(Node::new(number, kind, state), true);
-        node.add_name(dir, name);
+        if let Some((dir, name)) = place {
+            node.add_name(dir, name);
+        }
         match kind {
-            Kind::File => self.fds.insert(FdKey::file(number), &Arc::new(fd)),
-            Kind::Dir => self.fds.insert(FdKey::dir(number), &Arc::new(fd)),
+            Kind::File => self.fds.insert(FdKey::file(number), &fd),
+            Kind::Dir => self.fds.insert(FdKey::dir(number), &fd),
             _ => {}
         }
         Attr {

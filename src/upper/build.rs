@@ -59,6 +59,19 @@ impl Upper {
         }
     }
 
+    /// Makes a regular file without a name, which inherits what it would in `dir`.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where the filesystem cannot.
+    pub fn build_nameless(&self, dir: BorrowedFd<'_>, object: &NewObject<'_>) -> SysResult<NewFd> {
+        let mut mark = NodeMark::default();
+        let mode = Mode::from_raw_mode(object.mode & 0o777 | self.needs(object.kind));
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let fd = sys::retry(|| rfs::openat(dir, ".", flags, mode))?;
+        let attr = self.finish(fd.as_fd(), object, &mut mark)?;
+        Ok(NewFd { fd, attr, mark })
+    }
+
     fn finish(
         &self,
         fd: BorrowedFd<'_>,
