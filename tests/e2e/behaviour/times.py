@@ -25,8 +25,9 @@ def moved(what, act, *paths):
         if path not in before or not os.path.lexists(path):
             continue
         letters = ["mc"[i] for i in (0, 1) if times(path)[i] != before[path][i]]
-        if "mc"[: len(letters)] == "mc" and times(path)[0] != times(path)[1]:
-            letters.append("unequal")
+        modified, changed = times(path)
+        if letters == ["m", "c"] and abs(modified - changed) > 50_000_000:
+            letters.append(" unequal")
         said.append(f"{path} {''.join(letters) or '-'}")
     print(f"{what}: {result}: {', '.join(said)}", flush=True)
 
