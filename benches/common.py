@@ -12,6 +12,7 @@ import time
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LAMINA = os.path.abspath(os.environ.get("LAMINA", os.path.join(TOP, "target/release/lamina")))
+BENCH_DIR = os.environ.get("BENCH_DIR")
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 
 
@@ -40,20 +41,30 @@ def machine():
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
+    place = "journaled ext4 in memory"
+    if BENCH_DIR:
+        place = sh(["stat", "-f", "-c", "%T on a disk", BENCH_DIR]).strip()
     commit = sh(["git", "-C", TOP, "describe", "--always", "--dirty"]).strip()
     return (
         f"{time.strftime('%Y-%m-%d')}, commit {commit}; {os.cpu_count()} × {model}, {memory} GiB, "
-        f"Linux {platform.release()}; journaled ext4 in memory; medians of {ROUNDS} alternating rounds\n"
+        f"Linux {platform.release()}; {place}; medians of {ROUNDS} alternating rounds\n"
     )
 
 
 class Arena:
-    """A journaled ext4 image in /dev/shm, mounted by loop, gone at the end with all mounts on it."""
+    """A journaled ext4 image in /dev/shm, mounted by loop, gone at the end with all mounts on it.
+
+    With BENCH_DIR, a directory in that one instead, on whatever disk it is.
+    """
 
     def __init__(self, name):
         self.name = name
 
     def __enter__(self):
+        self.image = None
+        if BENCH_DIR:
+            self.path = tempfile.mkdtemp(prefix=f"lamina-bench-{self.name}.", dir=BENCH_DIR)
+            return self
         descriptor, self.image = tempfile.mkstemp(prefix="lamina-bench.", dir="/dev/shm")
         os.ftruncate(descriptor, int(os.environ.get("BENCH_GB", "12")) << 30)
         os.close(descriptor)
@@ -68,6 +79,9 @@ class Arena:
         for target in reversed([t for t in targets if t.startswith(self.path)]):
             if subprocess.run(["umount", target], stderr=subprocess.DEVNULL).returncode != 0:
                 subprocess.run(["umount", "-l", target], check=False)
+        if self.image is None:
+            shutil.rmtree(self.path)
+            return
         os.rmdir(self.path)
         os.unlink(self.image)
 

@@ -359,7 +359,7 @@ impl Op {
                 _ => Ok(number),
             }
         };
-        let set = |number, set: SetAttr| answer(union.setattr(number, &set, ME)).map(|_| ());
+        let set = |number, set: SetAttr| answer(union.setattr(number, &set)).map(|_| ());
         match self {
             Self::Mkdir(path) => create(path, Kind::Dir, 0o755, b""),
             Self::Create(path) => create(path, Kind::File, 0o644, b""),

@@ -107,15 +107,15 @@ pub fn serve(mounting: Mounting) -> anyhow::Result<()> {
         _keeper: keeper,
     })));
     obey(signals, guard.0.clone(), Arc::clone(&parts))?;
-    let result = serve_until_unmounted(device, union, &options, streams, &parts, throw_away);
-    drop(guard);
+    let result = serve_until_unmounted(device, &union, &options, streams, &parts, throw_away);
+    drop((guard, union));
     drop(parts.lock().take());
     result
 }
 
 fn serve_until_unmounted(
     device: OwnedFd,
-    union: Arc<Union>,
+    union: &Arc<Union>,
     options: &ServeOptions,
     streams: Option<Streams>,
     parts: &SharedParts,

@@ -10,7 +10,6 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use fuser::INodeNo;
 use parking_lot::RwLock;
 
 use crate::lower::Number;
@@ -45,16 +44,16 @@ impl Aliases {
     }
 
     /// The number behind a node id; `None` for an alias that is none any more.
-    pub fn number(&self, id: INodeNo) -> Option<Number> {
-        if Number(id.0).space() != SPACE {
-            return Some(Number(id.0));
+    pub fn number(&self, id: u64) -> Option<Number> {
+        if Number(id).space() != SPACE {
+            return Some(Number(id));
         }
         let maps = self.maps.read();
-        maps.by_id.get(&id.0).map(|alias| alias.number)
+        maps.by_id.get(&id).map(|alias| alias.number)
     }
 
     /// The alias of a number that the kernel is about to be told of once more, if it has one.
-    pub fn look_up(&self, number: Number) -> Option<INodeNo> {
+    pub fn look_up(&self, number: Number) -> Option<u64> {
         if !self.any() {
             return None;
         }
@@ -63,7 +62,7 @@ impl Aliases {
         if let Some(alias) = maps.by_id.get_mut(&id) {
             alias.lookups += 1;
         }
-        Some(INodeNo(id))
+        Some(id)
     }
 
     /// Whether a number has two node ids.
@@ -84,12 +83,12 @@ impl Aliases {
     }
 
     /// The kernel gave back `count` lookups of a node id. Returns its number.
-    pub fn forget(&self, id: INodeNo, count: u64) -> Option<Number> {
-        if Number(id.0).space() != SPACE {
-            return Some(Number(id.0));
+    pub fn forget(&self, id: u64, count: u64) -> Option<Number> {
+        if Number(id).space() != SPACE {
+            return Some(Number(id));
         }
         let mut maps = self.maps.write();
-        let alias = maps.by_id.get_mut(&id.0)?;
+        let alias = maps.by_id.get_mut(&id)?;
         alias.lookups = alias.lookups.saturating_sub(count);
         Some(alias.number)
     }
@@ -120,10 +119,10 @@ mod tests {
         let aliases = Aliases::default();
         let number = Number(77);
         assert_eq!(aliases.look_up(number), None);
-        assert_eq!(aliases.number(INodeNo(77)), Some(number));
+        assert_eq!(aliases.number(77), Some(number));
         aliases.retire(number);
         let alias = aliases.look_up(number).unwrap();
-        assert_ne!(alias, INodeNo(77));
+        assert_ne!(alias, 77);
         assert_eq!(aliases.look_up(number), Some(alias));
         assert_eq!(aliases.number(alias), Some(number));
         assert!(aliases.has_alias(number) && !aliases.has_alias(Number(78)));

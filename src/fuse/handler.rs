@@ -1,92 +1,175 @@
 //! Requests: decode, call [`Union`], reply.
 
 use std::cell::RefCell;
-use std::ffi::OsStr;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
-};
 use rustix::fs::{FallocateFlags, XattrFlags};
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
 
-use super::convert::{self, FOREVER, errno, file_attr, file_type, nothing};
-use super::opens::{Opened, Opens};
-use crate::attr::{Attr, Kind};
-use crate::error::FsResult;
+use super::abi::{self, fattr, op};
+use super::opens::Opens;
+use super::wire::{self, FOREVER, Reply, Request};
+use crate::attr::{Attr, Kind, PERMISSIONS, Time};
+use crate::error::{FsError, FsResult};
 use crate::lower::Number;
-use crate::union::{Caller, Cookie, Listed, NewNode, RenameMode, Seek, SetAttr, Union};
-
-/// Largest read or write request in bytes, the kernel's own limit.
-const MAX_REQUEST: u32 = 1 << 20;
-
-/// Serves the requests of a mount.
-pub struct Handler {
-    pub union: Arc<Union>,
-    /// The open files in passthrough mode; in cached mode we are not told of any.
-    pub opens: Option<Arc<Opens>>,
-}
+use crate::union::{Caller, Cookie, Listed, NewNode, RenameMode, Seek, SetAttr, SetTime, Union};
 
 thread_local! {
     /// Room for one read, kept by each thread.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-fn caller(req: &Request) -> Caller {
-    Caller {
-        uid: req.uid(),
-        gid: req.gid(),
-    }
+/// Serves the requests of a mount.
+pub struct Handler {
+    /// What is mounted.
+    pub union: Arc<Union>,
+    /// The open files in passthrough mode; in cached mode we are not told of any.
+    pub opens: Option<Arc<Opens>>,
+    /// Whether SETXATTR has a [`abi::SetxattrExt`].
+    pub setxattr_ext: bool,
 }
 
 /// Whether a request without a flag for it takes set-id bits away. The kernel asks about
-/// `CAP_FSETID`; the protocol, as fuser has it, tells only the user.
-fn drops_privileges(req: &Request) -> bool {
-    req.uid() != 0
+/// `CAP_FSETID`; the protocol tells only the user.
+fn drops_privileges(request: &Request<'_>) -> bool {
+    request.header.uid != 0
 }
 
-/// Whether the caller is in a group. The request has only the first of his groups.
-fn in_group(req: &Request, group: u32) -> bool {
-    req.gid() == group || crate::sys::process::groups(req.pid()).contains(&group)
-}
-
-fn reply_empty(op: &str, reply: ReplyEmpty, result: FsResult<()>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(op, &error)),
+fn caller(request: &Request<'_>) -> Caller {
+    Caller {
+        uid: request.header.uid,
+        gid: request.header.gid,
     }
 }
 
-fn reply_written(op: &str, reply: ReplyWrite, result: FsResult<usize>) {
-    match result {
-        Ok(count) => reply.written(count as u32),
-        Err(error) => reply.error(errno(op, &error)),
-    }
+fn reply_written(reply: &mut Reply<'_>, count: usize) {
+    let written = abi::WriteOut {
+        size: count as u32,
+        padding: 0,
+    };
+    reply.send(written.as_bytes());
 }
 
-fn reply_xattr(reply: ReplyXattr, size: u32, result: FsResult<impl AsRef<[u8]>>) {
-    match result {
-        Ok(value) => match value.as_ref() {
-            value if size == 0 => reply.size(value.len() as u32),
-            value if value.len() > size as usize => reply.error(Errno::ERANGE),
-            value => reply.data(value),
-        },
-        Err(error) => reply.error(errno("xattr", &error)),
+fn reply_xattr(reply: &mut Reply<'_>, size: u32, value: &[u8]) -> FsResult<()> {
+    if size == 0 {
+        let size = value.len() as u32;
+        reply.send(abi::GetxattrOut { size, padding: 0 }.as_bytes());
+    } else if value.len() > size as usize {
+        return Err(Errno::RANGE.into());
+    } else {
+        reply.send(value);
     }
+    Ok(())
+}
+
+/// What the kernel is told of a failure. Damage is also logged: its errno explains nothing.
+fn reply_error(reply: &mut Reply<'_>, opcode: u32, error: &FsError) {
+    if let Some(what) = error.explanation() {
+        tracing::error!("{what}");
+    } else {
+        tracing::debug!("request {opcode}: {error}");
+    }
+    reply.error(error.errno());
 }
 
 impl Handler {
+    /// Serves one request.
+    pub fn serve(&self, mut request: Request<'_>, reply: &mut Reply<'_>) {
+        let opcode = request.header.opcode;
+        if let Err(error) = self.dispatch(&mut request, reply) {
+            reply_error(reply, opcode, &error);
+        } else if !reply.is_sent() {
+            reply.send(&[]);
+        }
+    }
+
+    /// Serves one request. Without a reply, it is done and there is nothing to say.
+    fn dispatch(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        match request.header.opcode {
+            op::LOOKUP => self.lookup(request, reply),
+            op::GETATTR => {
+                let attr = self.union.getattr(self.node(request.header.nodeid))?;
+                self.reply_attr(reply, &attr);
+                Ok(())
+            }
+            op::READ => self.read(request, reply),
+            op::READDIR | op::READDIRPLUS => self.readdir(request, reply),
+            op::FORGET => {
+                let count = request.take::<abi::ForgetIn>()?.nlookup;
+                self.forget(request.header.nodeid, count);
+                reply.none();
+                Ok(())
+            }
+            op::BATCH_FORGET => {
+                for _ in 0..request.take::<abi::BatchForgetIn>()?.count {
+                    let one = request.take::<abi::ForgetOne>()?;
+                    self.forget(one.nodeid, one.nlookup);
+                }
+                reply.none();
+                Ok(())
+            }
+            op::WRITE => self.write(request, reply),
+            op::SETATTR => self.setattr(request, reply),
+            op::READLINK => {
+                let node = self.node(request.header.nodeid);
+                reply.send(&self.union.readlink(node)?);
+                Ok(())
+            }
+            op::SYMLINK | op::MKNOD | op::MKDIR => self.make(request, reply),
+            op::UNLINK => {
+                let name = request.name()?;
+                self.union.unlink(self.node(request.header.nodeid), name)
+            }
+            op::RMDIR => {
+                let name = request.name()?;
+                self.union.rmdir(self.node(request.header.nodeid), name)
+            }
+            op::RENAME | op::RENAME2 => self.rename(request),
+            op::LINK => {
+                let from = request.take::<abi::LinkIn>()?.oldnodeid;
+                let (from, parent) = (self.node(from), self.node(request.header.nodeid));
+                let attr = self.union.link(from, parent, request.name()?)?;
+                self.reply_entry(reply, &attr);
+                Ok(())
+            }
+            op::OPEN => self.open(request, reply),
+            op::CREATE => self.create(request, reply),
+            op::RELEASE => {
+                if let Some(opens) = &self.opens {
+                    opens.release(request.header.nodeid);
+                }
+                Ok(())
+            }
+            op::STATFS => self.statfs(reply),
+            op::FSYNC | op::FSYNCDIR => {
+                let flags = request.take::<abi::FsyncIn>()?.flags;
+                let node = self.node(request.header.nodeid);
+                self.union.fsync(node, flags & abi::FSYNC_FDATASYNC != 0)
+            }
+            op::SETXATTR | op::GETXATTR | op::LISTXATTR | op::REMOVEXATTR => {
+                self.xattr(request, reply)
+            }
+            op::FALLOCATE => {
+                let arg = request.take::<abi::FallocateIn>()?;
+                let mode = FallocateFlags::from_bits_retain(arg.mode);
+                let (node, drops) = (self.node(request.header.nodeid), drops_privileges(request));
+                self.union
+                    .fallocate(node, arg.offset, arg.length, mode, drops)
+            }
+            op::LSEEK => self.lseek(request, reply),
+            op::COPY_FILE_RANGE => self.copy_file_range(request, reply),
+            // Answered so once, the kernel does FLUSH, ACCESS and OPENDIR alone.
+            _ => Err(Errno::NOSYS.into()),
+        }
+    }
+
     /// The number of a node id.
-    fn node(&self, id: INodeNo) -> Number {
+    fn node(&self, id: u64) -> Number {
         let number = self.opens.as_ref().map(|opens| opens.aliases.number(id));
         // The union knows no such number, and says so.
-        number.flatten().unwrap_or(Number(id.0))
+        number.flatten().unwrap_or(Number(id))
     }
 
     /// For how long attributes are valid.
@@ -97,610 +180,282 @@ impl Handler {
         }
     }
 
-    fn reply_entry(&self, op: &str, reply: ReplyEntry, result: FsResult<Attr>) {
-        let attr = match result {
-            Ok(attr) => attr,
-            Err(error) => return reply.error(errno(op, &error)),
-        };
-        let mut shown = file_attr(&attr);
+    /// What the kernel is told of an entry that it will know once more.
+    fn entry(&self, attr: &Attr) -> abi::EntryOut {
         let opens = self.opens.as_ref();
-        let alias = opens.and_then(|opens| opens.aliases.look_up(Number(attr.ino)));
-        let ttl = match alias {
-            Some(alias) => {
-                shown.ino = alias;
-                Duration::ZERO
-            }
-            None => FOREVER,
+        match opens.and_then(|opens| opens.aliases.look_up(Number(attr.ino))) {
+            Some(alias) => wire::entry(alias, attr, Duration::ZERO),
+            None => wire::entry(attr.ino, attr, FOREVER),
+        }
+    }
+
+    fn reply_entry(&self, reply: &mut Reply<'_>, attr: &Attr) {
+        reply.send(self.entry(attr).as_bytes());
+    }
+
+    fn reply_attr(&self, reply: &mut Reply<'_>, attr: &Attr) {
+        let out = abi::AttrOut {
+            attr_valid: self.attr_ttl(Number(attr.ino)).as_secs(),
+            attr_valid_nsec: 0,
+            padding: 0,
+            attr: wire::attr(attr),
         };
-        reply.entry_with_ttls(&ttl, &FOREVER, &shown, Generation(0));
+        reply.send(out.as_bytes());
     }
 
-    fn reply_attr(&self, op: &str, reply: ReplyAttr, result: FsResult<Attr>) {
-        match result {
-            Ok(attr) => reply.attr(&self.attr_ttl(Number(attr.ino)), &file_attr(&attr)),
-            Err(error) => reply.error(errno(op, &error)),
+    fn forget(&self, id: u64, count: u64) {
+        match &self.opens {
+            Some(opens) => opens.forget(id, count),
+            None => self.union.forget(Number(id), count),
         }
     }
 
-    fn create(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        new: &NewNode<'_>,
-        reply: ReplyEntry,
-    ) {
-        let parent = self.node(parent);
-        let made = self.union.create(parent, name.as_bytes(), new, caller(req));
-        self.reply_entry("create", reply, made);
-    }
-}
-
-impl Filesystem for Handler {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = [
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_BIG_WRITES,
-            InitFlags::FUSE_MAX_PAGES,
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_DONT_MASK,
-            InitFlags::FUSE_POSIX_ACL,
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        ];
-        let by_mode = match &self.opens {
-            None => InitFlags::FUSE_NO_OPEN_SUPPORT,
-            Some(_) => InitFlags::FUSE_ATOMIC_O_TRUNC,
-        };
-        for flag in wanted.into_iter().chain([by_mode]) {
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!("the kernel does not offer {flag:?}");
-            }
-        }
-        if self.opens.is_some() {
-            let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
-            // Overlayfs can still be mounted on top.
-            if offered.is_err() || config.set_max_stack_depth(1).is_err() {
-                return Err(io::Error::other(
-                    "the kernel has no FUSE passthrough (Linux 6.9): use --io cached",
-                ));
-            }
-        }
-        // Both take what the kernel allows, if that is less.
-        let limit = config
-            .set_max_write(MAX_REQUEST)
-            .or_else(|max| config.set_max_write(max));
-        if limit.is_err() {
-            return Err(io::Error::other("the kernel allows no writes of any size"));
+    fn lookup(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let parent = self.node(request.header.nodeid);
+        if let Some(attr) = self.union.lookup(parent, request.name()?)? {
+            self.reply_entry(reply, &attr);
+        } else {
+            // Node id 0: there is none, and the kernel may remember that.
+            let nothing = abi::EntryOut {
+                entry_valid: FOREVER.as_secs(),
+                ..abi::EntryOut::default()
+            };
+            reply.send(nothing.as_bytes());
         }
         Ok(())
     }
 
-    fn destroy(&mut self) {
-        if let Err(error) = self.union.close() {
-            tracing::error!("cannot sync the upper directory: {error}");
-        }
-    }
-
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.union.lookup(self.node(parent), name.as_bytes()) {
-            Ok(None) => reply.entry(&FOREVER, &nothing(), Generation(0)),
-            Ok(Some(attr)) => self.reply_entry("lookup", reply, Ok(attr)),
-            Err(error) => self.reply_entry("lookup", reply, Err(error)),
-        }
-    }
-
-    fn forget(&self, _req: &Request, ino: INodeNo, count: u64) {
-        match &self.opens {
-            Some(opens) => opens.forget(ino, count),
-            None => self.union.forget(Number(ino.0), count),
-        }
-    }
-
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.reply_attr("getattr", reply, self.union.getattr(self.node(ino)));
-    }
-
-    fn setattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
+    fn setattr(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let arg = request.take::<abi::SetattrIn>()?;
+        let given = |bit, value: u32| (arg.valid & bit != 0).then_some(value);
+        let time = |bit, now, sec, nsec| match arg.valid & (bit | now) {
+            0 => None,
+            bits if bits & now != 0 => Some(SetTime::Now),
+            _ => Some(SetTime::At(Time { sec, nsec })),
+        };
         let set = SetAttr {
-            mode,
-            uid,
-            gid,
-            size,
-            atime: atime.map(convert::set_time),
-            mtime: mtime.map(convert::set_time),
+            mode: given(fattr::MODE, arg.mode).map(|mode| mode & PERMISSIONS),
+            uid: given(fattr::UID, arg.uid),
+            gid: given(fattr::GID, arg.gid),
+            size: (arg.valid & fattr::SIZE != 0).then_some(arg.size),
+            atime: time(fattr::ATIME, fattr::ATIME_NOW, arg.atime, arg.atimensec),
+            mtime: time(fattr::MTIME, fattr::MTIME_NOW, arg.mtime, arg.mtimensec),
+            drops_privileges: arg.valid & fattr::KILL_SUIDGID != 0,
         };
-        let caller = caller(req);
-        let change = |number| self.union.setattr(number, &set, caller);
-        let changed = match &self.opens {
-            Some(opens) if size.is_some() => opens.truncate(ino, caller, change),
-            _ => change(self.node(ino)),
+        let change = |number| self.union.setattr(number, &set);
+        let id = request.header.nodeid;
+        let attr = match &self.opens {
+            Some(opens) if set.size.is_some() => opens.truncate(id, change)?,
+            _ => change(self.node(id))?,
         };
-        self.reply_attr("setattr", reply, changed);
+        self.reply_attr(reply, &attr);
+        Ok(())
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.union.readlink(self.node(ino)) {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.error(errno("readlink", &error)),
-        }
-    }
-
-    fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
-        let Some(kind) = Kind::of_mode(mode).filter(|kind| *kind != Kind::Dir) else {
-            return reply.error(Errno::EINVAL);
+    /// MKNOD, MKDIR and SYMLINK.
+    fn make(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let (kind, mode, umask, rdev) = match request.header.opcode {
+            op::MKNOD => {
+                let arg = request.take::<abi::MknodIn>()?;
+                let kind = Kind::of_mode(arg.mode).filter(|kind| *kind != Kind::Dir);
+                let kind = kind.ok_or(Errno::INVAL)?;
+                (kind, arg.mode, arg.umask, wire::decode_device(arg.rdev))
+            }
+            op::MKDIR => {
+                let arg = request.take::<abi::MkdirIn>()?;
+                (Kind::Dir, arg.mode, arg.umask, 0)
+            }
+            _ => (Kind::Symlink, 0o777, 0, 0),
         };
-        let rdev = convert::decode_device(rdev);
+        let name = request.name()?;
+        let target = match kind {
+            Kind::Symlink => request.name()?,
+            _ => b"",
+        };
         let new = NewNode {
             kind,
-            mode: mode & 0o7777,
+            mode: mode & PERMISSIONS,
             umask,
             rdev,
-            target: b"",
-        };
-        self.create(req, parent, name, &new, reply);
-    }
-
-    fn mkdir(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        reply: ReplyEntry,
-    ) {
-        let mode = mode & 0o7777;
-        let new = NewNode {
-            kind: Kind::Dir,
-            mode,
-            umask,
-            rdev: 0,
-            target: b"",
-        };
-        self.create(req, parent, name, &new, reply);
-    }
-
-    fn symlink(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        target: &Path,
-        reply: ReplyEntry,
-    ) {
-        let target = target.as_os_str().as_bytes();
-        let new = NewNode {
-            kind: Kind::Symlink,
-            mode: 0o777,
-            umask: 0,
-            rdev: 0,
             target,
         };
-        self.create(req, parent, name, &new, reply);
+        let parent = self.node(request.header.nodeid);
+        let attr = self.union.create(parent, name, &new, caller(request))?;
+        self.reply_entry(reply, &attr);
+        Ok(())
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(
-            "unlink",
-            reply,
-            self.union.unlink(self.node(parent), name.as_bytes()),
-        );
-    }
-
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(
-            "rmdir",
-            reply,
-            self.union.rmdir(self.node(parent), name.as_bytes()),
-        );
-    }
-
-    fn rename(
-        &self,
-        _req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        newparent: INodeNo,
-        newname: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn rename(&self, request: &mut Request<'_>) -> FsResult<()> {
+        let (newdir, flags) = if request.header.opcode == op::RENAME {
+            (request.take::<abi::RenameIn>()?.newdir, 0)
+        } else {
+            let arg = request.take::<abi::Rename2In>()?;
+            (arg.newdir, arg.flags)
+        };
         let mode = match flags {
-            flags if flags.is_empty() => RenameMode::Replace,
-            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
-            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
-            RenameFlags::RENAME_WHITEOUT => RenameMode::Whiteout,
-            _ => return reply.error(Errno::EINVAL),
+            0 => RenameMode::Replace,
+            libc::RENAME_NOREPLACE => RenameMode::NoReplace,
+            libc::RENAME_EXCHANGE => RenameMode::Exchange,
+            libc::RENAME_WHITEOUT => RenameMode::Whiteout,
+            _ => return Err(Errno::INVAL.into()),
         };
-        let (name, newname) = (name.as_bytes(), newname.as_bytes());
-        let renamed =
-            self.union
-                .rename(self.node(parent), name, self.node(newparent), newname, mode);
-        reply_empty("rename", reply, renamed);
+        let (parent, newdir) = (self.node(request.header.nodeid), self.node(newdir));
+        let (name, newname) = (request.name()?, request.name()?);
+        self.union.rename(parent, name, newdir, newname, mode)
     }
 
-    fn link(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        newparent: INodeNo,
-        newname: &OsStr,
-        reply: ReplyEntry,
-    ) {
-        let linked = self
-            .union
-            .link(self.node(ino), self.node(newparent), newname.as_bytes());
-        self.reply_entry("link", reply, linked);
+    fn open(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let opens = self.opens.as_ref().ok_or(Errno::NOSYS)?;
+        let arg = request.take::<abi::OpenIn>()?;
+        let drops = arg.open_flags & abi::OPEN_KILL_SUIDGID != 0;
+        let opened = opens.open(request.header.nodeid, arg.flags, drops)?;
+        reply.send(opened.out().as_bytes());
+        Ok(())
     }
 
-    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let Some(opens) = &self.opens else {
-            return reply.error(Errno::ENOSYS);
-        };
-        let opened = opens.open(ino, flags.0, caller(req), &|fd| reply.open_backing(fd));
-        let none = FileHandle(0);
-        match opened {
-            Ok(Opened::Cached(flags)) => reply.opened(none, flags),
-            Ok(Opened::Backed(id)) => reply.opened_passthrough(none, FopenFlags::empty(), &id),
-            Err(error) => reply.error(errno("open", &error)),
-        }
-    }
-
-    fn release(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        if let Some(opens) = &self.opens {
-            opens.release(ino);
-        }
-        reply.ok();
-    }
-
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn create(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
-    ) {
-        let Some(opens) = &self.opens else {
-            return reply.error(Errno::ENOSYS);
-        };
+    fn create(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let opens = self.opens.as_ref().ok_or(Errno::NOSYS)?;
+        let arg = request.take::<abi::CreateIn>()?;
         let new = NewNode {
             kind: Kind::File,
-            mode: mode & 0o7777,
-            umask,
+            mode: arg.mode & PERMISSIONS,
+            umask: arg.umask,
             rdev: 0,
             target: b"",
         };
-        let caller = caller(req);
-        let parent = self.node(parent);
-        let attr = match self.union.create(parent, name.as_bytes(), &new, caller) {
-            Ok(attr) => attr,
-            Err(error) => return reply.error(errno("create", &error)),
-        };
-        let ino = INodeNo(attr.ino);
-        let flags = flags & !libc::O_TRUNC;
-        let opened = opens.open(ino, flags, caller, &|fd| reply.open_backing(fd));
-        let (none, new, attr) = (FileHandle(0), Generation(0), file_attr(&attr));
-        match opened {
-            Ok(Opened::Cached(flags)) => reply.created(&FOREVER, &attr, new, none, flags),
-            Ok(Opened::Backed(id)) => {
-                let flags = FopenFlags::empty();
-                reply.created_passthrough(&FOREVER, &attr, new, none, flags, &id);
-            }
-            Err(error) => {
-                // The kernel does not hear of it.
-                opens.forget(ino, 1);
-                reply.error(errno("create", &error));
-            }
-        }
+        let (parent, name) = (self.node(request.header.nodeid), request.name()?);
+        let attr = self.union.create(parent, name, &new, caller(request))?;
+        let flags = arg.flags & !(libc::O_TRUNC as u32);
+        let opened = opens.open(attr.ino, flags, false).inspect_err(|_| {
+            // The kernel does not hear of it.
+            opens.forget(attr.ino, 1);
+        })?;
+        let mut out = self.entry(&attr).as_bytes().to_vec();
+        out.extend_from_slice(opened.out().as_bytes());
+        reply.send(&out);
+        Ok(())
     }
 
-    fn flush(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn read(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
+    fn read(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let arg = request.take::<abi::ReadIn>()?;
+        let node = self.node(request.header.nodeid);
+        let size = arg.size.min(wire::MAX_REQUEST) as usize;
         BUFFER.with_borrow_mut(|buffer| {
-            let mut reply = Some(reply);
-            let read = self
-                .union
-                .read(self.node(ino), offset, size as usize, buffer, |data| {
-                    if let Some(reply) = reply.take() {
-                        reply.data(data);
-                    }
-                });
-            if let (Err(error), Some(reply)) = (read, reply) {
-                reply.error(errno("read", &error));
+            let give = |data: &[u8]| reply.send(data);
+            self.union.read(node, arg.offset, size, buffer, give)
+        })
+    }
+
+    fn write(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let arg = request.take::<abi::WriteIn>()?;
+        let data = request.bytes(arg.size)?;
+        let drops = arg.write_flags & abi::WRITE_KILL_SUIDGID != 0;
+        let node = self.node(request.header.nodeid);
+        reply_written(reply, self.union.write(node, arg.offset, data, drops)?);
+        Ok(())
+    }
+
+    fn readdir(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let arg = request.take::<abi::ReadIn>()?;
+        let node = self.node(request.header.nodeid);
+        let (cookie, limit) = (Cookie(arg.offset), arg.size.min(wire::MAX_REQUEST) as usize);
+        BUFFER.with_borrow_mut(|listing| {
+            listing.clear();
+            if request.header.opcode == op::READDIR {
+                self.union.readdir(node, cookie, &mut |item| {
+                    let dirent = (item.number.0, item.next.0, item.kind);
+                    Listed::taken_if(wire::push_dirent(listing, limit, None, dirent, item.name))
+                })?;
+            } else {
+                self.union.readdirplus(node, cookie, &mut |item, attr| {
+                    let dirent = (item.number.0, item.next.0, item.kind);
+                    let ttl = self.attr_ttl(item.number);
+                    let mut entry = wire::entry(item.number.0, attr, ttl);
+                    // One with an alias is looked up again before it is used.
+                    entry.entry_valid = ttl.as_secs();
+                    let entry = Some(&entry);
+                    Listed::taken_if(wire::push_dirent(listing, limit, entry, dirent, item.name))
+                })?;
             }
-        });
+            reply.send(listing);
+            Ok(())
+        })
     }
 
-    fn write(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        data: &[u8],
-        write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        let drops = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        reply_written(
-            "write",
-            reply,
-            self.union.write(self.node(ino), offset, data, drops),
-        );
+    fn statfs(&self, reply: &mut Reply<'_>) -> FsResult<()> {
+        let stat = self.union.statfs()?;
+        let [blocks, bfree, bavail] = stat.blocks;
+        let [files, ffree] = stat.files;
+        let out = abi::StatfsOut {
+            blocks,
+            bfree,
+            bavail,
+            files,
+            ffree,
+            bsize: stat.block_size as u32,
+            namelen: 255,
+            frsize: stat.block_size as u32,
+            ..abi::StatfsOut::default()
+        };
+        reply.send(out.as_bytes());
+        Ok(())
     }
 
-    fn fsync(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        datasync: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply_empty("fsync", reply, self.union.fsync(self.node(ino), datasync));
-    }
-
-    fn fsyncdir(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        datasync: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply_empty(
-            "fsyncdir",
-            reply,
-            self.union.fsync(self.node(ino), datasync),
-        );
-    }
-
-    fn readdir(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
-        let listed = self
-            .union
-            .readdir(self.node(ino), Cookie(offset), &mut |item| {
-                let name = OsStr::from_bytes(item.name);
-                let (ino, next) = (INodeNo(item.number.0), item.next.0);
-                if reply.add(ino, next, file_type(item.kind), name) {
-                    Listed::Full
+    /// SETXATTR, GETXATTR, LISTXATTR and REMOVEXATTR.
+    fn xattr(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let node = self.node(request.header.nodeid);
+        match request.header.opcode {
+            op::SETXATTR => {
+                let arg = request.take::<abi::SetxattrIn>()?;
+                let more = if self.setxattr_ext {
+                    request.take::<abi::SetxattrExt>()?.flags
                 } else {
-                    Listed::Taken
-                }
-            });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno("readdir", &error)),
-        }
-    }
-
-    fn readdirplus(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        let listed = self
-            .union
-            .readdirplus(self.node(ino), Cookie(offset), &mut |item, attr| {
-                let name = OsStr::from_bytes(item.name);
-                let (ino, next) = (INodeNo(item.number.0), item.next.0);
-                // An entry with an alias is looked up again before it is used.
-                let (attr, ttl) = (file_attr(attr), self.attr_ttl(item.number));
-                if reply.add(ino, next, name, &ttl, &attr, Generation(0)) {
-                    return Listed::Full;
-                }
-                Listed::Taken
-            });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno("readdirplus", &error)),
-        }
-    }
-
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        match self.union.statfs() {
-            Ok(stat) => {
-                let [blocks, free, available] = stat.blocks;
-                let [files, files_free] = stat.files;
-                let size = stat.block_size as u32;
-                reply.statfs(blocks, free, available, files, files_free, size, 255, size);
+                    0
+                };
+                let (name, value) = (request.name()?, request.bytes(arg.size)?);
+                let flags = XattrFlags::from_bits_retain(arg.flags);
+                let drops_sgid = more & abi::SETXATTR_ACL_KILL_SGID != 0;
+                self.union.setxattr(node, name, value, flags, drops_sgid)
             }
-            Err(error) => reply.error(errno("statfs", &error)),
+            op::GETXATTR => {
+                let size = request.take::<abi::GetxattrIn>()?.size;
+                let value = self.union.getxattr(node, request.name()?)?;
+                reply_xattr(reply, size, value.as_ref())
+            }
+            op::LISTXATTR => {
+                let size = request.take::<abi::GetxattrIn>()?.size;
+                let names = self.union.listxattr(node, caller(request))?;
+                reply_xattr(reply, size, names.as_ref())
+            }
+            _ => self.union.removexattr(node, request.name()?),
         }
     }
 
-    fn setxattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        let flags = XattrFlags::from_bits_retain(flags as u32);
-        let (node, name) = (self.node(ino), name.as_bytes());
-        let set = self
-            .union
-            .setxattr(node, name, value, flags)
-            .and_then(|()| {
-                // The kernel leaves this to us (FUSE_SETXATTR_ACL_KILL_SGID), but fuser has no word for it.
-                let stranger = |group| req.uid() != 0 && !in_group(req, group);
-                self.union.attribute_was_set(node, name, stranger)
-            });
-        reply_empty("setxattr", reply, set);
-    }
-
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        reply_xattr(
-            reply,
-            size,
-            self.union.getxattr(self.node(ino), name.as_bytes()),
-        );
-    }
-
-    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(
-            reply,
-            size,
-            self.union.listxattr(self.node(ino), caller(req)),
-        );
-    }
-
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(
-            "removexattr",
-            reply,
-            self.union.removexattr(self.node(ino), name.as_bytes()),
-        );
-    }
-
-    fn fallocate(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        let mode = FallocateFlags::from_bits_retain(mode as u32);
-        let drops = drops_privileges(req);
-        let done = self
-            .union
-            .fallocate(self.node(ino), offset, length, mode, drops);
-        reply_empty("fallocate", reply, done);
-    }
-
-    fn lseek(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        let whence = match whence {
+    fn lseek(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let arg = request.take::<abi::LseekIn>()?;
+        let whence = match arg.whence as i32 {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
-            _ => return reply.error(Errno::EINVAL),
+            _ => return Err(Errno::INVAL.into()),
         };
-        let Ok(offset) = u64::try_from(offset) else {
-            return reply.error(Errno::ENXIO);
-        };
-        match self.union.lseek(self.node(ino), offset, whence) {
-            Ok(at) => reply.offset(at as i64),
-            Err(error) => reply.error(errno("lseek", &error)),
+        if i64::try_from(arg.offset).is_err() {
+            return Err(Errno::NXIO.into());
         }
+        let node = self.node(request.header.nodeid);
+        let offset = self.union.lseek(node, arg.offset, whence)?;
+        reply.send(abi::LseekOut { offset }.as_bytes());
+        Ok(())
     }
 
-    fn copy_file_range(
-        &self,
-        req: &Request,
-        ino_in: INodeNo,
-        _fh_in: FileHandle,
-        offset_in: u64,
-        ino_out: INodeNo,
-        _fh_out: FileHandle,
-        offset_out: u64,
-        len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
+    fn copy_file_range(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let arg = request.take::<abi::CopyFileRangeIn>()?;
         // The reply counts in 32 bits.
-        let length = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 30);
-        let (from, to) = (
-            (self.node(ino_in), offset_in),
-            (self.node(ino_out), offset_out),
-        );
-        let copied = self
-            .union
-            .copy_file_range(from, to, length, drops_privileges(req));
-        reply_written("copy_file_range", reply, copied);
+        let length = usize::try_from(arg.len).unwrap_or(usize::MAX).min(1 << 30);
+        let from = (self.node(request.header.nodeid), arg.off_in);
+        let to = (self.node(arg.nodeid_out), arg.off_out);
+        let drops = drops_privileges(request);
+        let copied = self.union.copy_file_range(from, to, length, drops)?;
+        reply_written(reply, copied);
+        Ok(())
     }
 }

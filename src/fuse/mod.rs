@@ -1,4 +1,6 @@
-//! The FUSE boundary, the only place that names `fuser`.
+//! The FUSE boundary. fuser exchanges greetings with the kernel and notifies it; requests are read
+//! and answered here ([`wire`]), which no library does without losing some of what they say: who may
+//! keep set-id bits, times far from 1970, a node id that is not `st_ino`.
 //!
 //! What the kernel is told: everything is valid for ever, since nobody else changes the tree.
 //! OPENDIR, FLUSH and ACCESS are answered `ENOSYS` once; the kernel then does them alone.
@@ -14,14 +16,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use fuser::SessionACL;
-
 use crate::union::Union;
 
+mod abi;
 mod aliases;
-mod convert;
+mod greeting;
 mod handler;
 mod opens;
+mod wire;
 
 use handler::Handler;
 use opens::Opens;
@@ -50,28 +52,34 @@ pub struct ServeOptions {
 /// `on_live` is called when the kernel's greeting was answered.
 pub fn serve(
     device: OwnedFd,
-    union: Arc<Union>,
+    union: &Arc<Union>,
     options: &ServeOptions,
     on_live: impl FnOnce(),
 ) -> io::Result<()> {
     // Modes come from requests.
     rustix::process::umask(rustix::fs::Mode::empty());
     let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let mut config = fuser::Config::default();
-    config.acl = SessionACL::All;
-    config.n_threads = Some(options.threads.unwrap_or(processors).max(1));
+    let threads = options.threads.unwrap_or(processors).max(1);
+    let greeted = greeting::greet(device, options.io)?;
     let opens = match options.io {
         IoMode::Cached => None,
-        IoMode::Passthrough => Some(Arc::new(Opens::new(Arc::clone(&union)))),
+        IoMode::Passthrough => Some(Arc::new(Opens::new(
+            Arc::clone(union),
+            Arc::clone(&greeted.device),
+            greeted.session.notifier(),
+        ))),
     };
-    let handler = Handler {
-        union,
-        opens: opens.clone(),
-    };
-    let session = fuser::Session::from_fd(handler, device, SessionACL::All, config)?;
-    if let Some(opens) = opens {
-        opens.set_notifier(session.notifier());
-    }
     on_live();
-    session.run()
+    let handler = Handler {
+        union: Arc::clone(union),
+        opens,
+        setxattr_ext: greeted.setxattr_ext,
+    };
+    let result = wire::run(&greeted.device, threads, |request, reply| {
+        handler.serve(request, reply);
+    });
+    if let Err(error) = union.close() {
+        tracing::error!("cannot sync the upper directory: {error}");
+    }
+    result
 }

@@ -12,22 +12,23 @@
 //! copy-up; those of the maps are leaves.
 
 use std::collections::HashMap;
-use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, OnceLock};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
-use fuser::{BackingId, FopenFlags, INodeNo, Notifier};
+use fuser::{INodeNo, Notifier};
 use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
+use super::abi;
 use super::aliases::Aliases;
 use crate::error::FsResult;
 use crate::lower::Number;
 use crate::sys;
-use crate::union::{Caller, Place, Union};
+use crate::sys::fuse_dev::Backing;
+use crate::union::{Place, Union};
 
 /// How many backing files are kept registered that nobody has open.
 const IDLE: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -36,16 +37,31 @@ const SHARDS: usize = 16;
 /// What the kernel is told of an opened file.
 pub enum Opened {
     /// It goes through the page cache, with these flags.
-    Cached(FopenFlags),
+    Cached(u32),
     /// The kernel does its I/O on the backing file.
-    Backed(Arc<BackingId>),
+    Backed(Arc<Backing>),
+}
+
+impl Opened {
+    /// The kernel's words for it.
+    pub fn out(&self) -> abi::OpenOut {
+        let (open_flags, backing_id) = match self {
+            Self::Cached(flags) => (*flags, 0),
+            Self::Backed(backing) => (abi::FOPEN_PASSTHROUGH, backing.id()),
+        };
+        abi::OpenOut {
+            fh: 0,
+            open_flags,
+            backing_id,
+        }
+    }
 }
 
 /// How a file is open.
 #[derive(Clone)]
 enum Io {
-    Cached(FopenFlags),
-    Backed(Place, Arc<BackingId>),
+    Cached(u32),
+    Backed(Place, Arc<Backing>),
 }
 
 #[derive(Default)]
@@ -63,52 +79,43 @@ type OpenFiles = HashMap<u64, Arc<Mutex<OpenFile>>>;
 /// The open files of a mount in passthrough mode.
 pub struct Opens {
     union: Arc<Union>,
+    device: Arc<OwnedFd>,
+    notifier: Notifier,
     files: [Mutex<OpenFiles>; SHARDS],
     /// Backing files of what was open, by node id.
-    idle: Mutex<LruCache<u64, (Place, Arc<BackingId>)>>,
+    idle: Mutex<LruCache<u64, (Place, Arc<Backing>)>>,
     /// Second node ids.
     pub aliases: Aliases,
-    notifier: OnceLock<Notifier>,
 }
 
 impl Opens {
     /// Nothing is open yet.
-    pub fn new(union: Arc<Union>) -> Self {
+    pub fn new(union: Arc<Union>, device: Arc<OwnedFd>, notifier: Notifier) -> Self {
         Self {
             union,
+            device,
+            notifier,
             files: Default::default(),
             idle: Mutex::new(LruCache::new(IDLE)),
             aliases: Aliases::default(),
-            notifier: OnceLock::new(),
         }
     }
 
-    /// By what the kernel is told of changes.
-    pub fn set_notifier(&self, notifier: Notifier) {
-        // It is set once, before the first request.
-        let _ = self.notifier.set(notifier);
-    }
-
-    /// Opens a node. `register` makes a file known to the kernel as a backing file.
+    /// Opens a node. With `drop_privileges`, truncating it takes set-id bits away.
     ///
     /// # Errors
     /// `ESTALE` if the kernel must look the name up again, and what a copy-up says.
-    pub fn open(
-        &self,
-        id: INodeNo,
-        flags: i32,
-        caller: Caller,
-        register: &dyn Fn(BorrowedFd<'_>) -> io::Result<BackingId>,
-    ) -> FsResult<Opened> {
+    pub fn open(&self, id: u64, flags: u32, drop_privileges: bool) -> FsResult<Opened> {
         let number = self.number(id)?;
-        let truncate = flags & libc::O_TRUNC != 0;
-        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || truncate;
+        let truncate = flags & libc::O_TRUNC as u32 != 0;
+        let writes = flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32 || truncate;
         self.with_file(id, |file| {
             if file.retired {
                 return Err(Errno::STALE.into());
             }
             if writes {
-                self.union.make_writable(number, truncate, caller)?;
+                self.union
+                    .make_writable(number, truncate, drop_privileges)?;
                 if let Some(Io::Backed(Place::Lower, _)) = file.io {
                     self.retire(id, number, file);
                     return Err(Errno::STALE.into());
@@ -116,7 +123,7 @@ impl Opens {
             }
             let io = match &file.io {
                 Some(io) => io.clone(),
-                None => self.begin(id, number, register)?,
+                None => self.begin(id, number)?,
             };
             file.io = Some(io.clone());
             file.handles += 1;
@@ -133,14 +140,13 @@ impl Opens {
     /// `ESTALE` if the kernel must look the name up again, and those of `truncate`.
     pub fn truncate<T>(
         &self,
-        id: INodeNo,
-        caller: Caller,
+        id: u64,
         truncate: impl FnOnce(Number) -> FsResult<T>,
     ) -> FsResult<T> {
         let number = self.number(id)?;
         self.with_file(id, |file| {
             if let Some(Io::Backed(Place::Lower, _)) = file.io {
-                self.union.make_writable(number, false, caller)?;
+                self.union.make_writable(number, false, false)?;
                 self.retire(id, number, file);
             }
             if file.retired {
@@ -151,7 +157,7 @@ impl Opens {
     }
 
     /// One who had it open has closed it.
-    pub fn release(&self, id: INodeNo) {
+    pub fn release(&self, id: u64) {
         self.with_file(id, |file| {
             file.handles = file.handles.saturating_sub(1);
             if file.handles > 0 {
@@ -159,9 +165,9 @@ impl Opens {
             }
             let io = file.io.take();
             if file.retired {
-                file.retired = !self.aliases.reinstate(Number(id.0));
+                file.retired = !self.aliases.reinstate(Number(id));
             } else if let Some(Io::Backed(place, backing)) = io {
-                let displaced = self.idle.lock().push(id.0, (place, backing));
+                let displaced = self.idle.lock().push(id, (place, backing));
                 // Closed here, after the lock.
                 drop(displaced);
             }
@@ -169,14 +175,14 @@ impl Opens {
     }
 
     /// The kernel gave back `count` lookups of a node id.
-    pub fn forget(&self, id: INodeNo, count: u64) {
+    pub fn forget(&self, id: u64, count: u64) {
         let Some(number) = self.aliases.forget(id, count) else {
             return;
         };
-        let idle = self.idle.lock().pop(&id.0);
+        let idle = self.idle.lock().pop(&id);
         drop(idle);
-        if number.0 != id.0 {
-            self.with_file(INodeNo(number.0), |file| {
+        if number.0 != id {
+            self.with_file(number.0, |file| {
                 if file.handles == 0 {
                     file.retired = !self.aliases.reinstate(number);
                 }
@@ -186,24 +192,19 @@ impl Opens {
     }
 
     /// The number behind a node id.
-    pub fn number(&self, id: INodeNo) -> FsResult<Number> {
+    pub fn number(&self, id: u64) -> FsResult<Number> {
         let number = self.aliases.number(id);
         number.ok_or_else(|| Errno::STALE.into())
     }
 
     /// How a file that nobody has open is to be opened.
-    fn begin(
-        &self,
-        id: INodeNo,
-        number: Number,
-        register: &dyn Fn(BorrowedFd<'_>) -> io::Result<BackingId>,
-    ) -> FsResult<Io> {
+    fn begin(&self, id: u64, number: Number) -> FsResult<Io> {
         let place = self.union.place_of(number)?;
-        let idle = self.idle.lock().pop(&id.0);
+        let idle = self.idle.lock().pop(&id);
         // Whether a write takes set-user-id away depends on who writes. The kernel tells us that of
         // each write, but does not consider it when it writes to a backing file itself.
         if place == Place::Upper && self.union.has_set_id(number)? {
-            return Ok(Io::Cached(FopenFlags::empty()));
+            return Ok(Io::Cached(0));
         }
         if let Some((known, backing)) = idle
             && known == place
@@ -211,44 +212,41 @@ impl Opens {
             return Ok(Io::Backed(place, backing));
         }
         let Some((place, fd)) = self.union.open_contents(number)? else {
-            return Ok(Io::Cached(FopenFlags::FOPEN_KEEP_CACHE));
+            return Ok(Io::Cached(abi::FOPEN_KEEP_CACHE));
         };
         // The kernel writes with the rights of whoever registers the file. With this one, nobody's
         // write would take set-user-id away.
-        let registered =
-            sys::process::without_capability(CapabilitySet::FSETID, || register(fd.as_fd()));
-        match registered.map_err(io::Error::from).and_then(|it| it) {
+        let register = || Backing::register(&self.device, fd.as_fd());
+        match sys::process::without_capability(CapabilitySet::FSETID, register).flatten() {
             Ok(backing) => Ok(Io::Backed(place, Arc::new(backing))),
             Err(error) => {
                 // Files on a stacked filesystem cannot back another. What the page cache has of
                 // this one may be from another time.
                 tracing::debug!("no passthrough for node {}: {error}", number.0);
-                Ok(Io::Cached(FopenFlags::empty()))
+                Ok(Io::Cached(0))
             }
         }
     }
 
-    fn retire(&self, id: INodeNo, number: Number, file: &mut OpenFile) {
+    fn retire(&self, id: u64, number: Number, file: &mut OpenFile) {
         file.retired = true;
         self.aliases.retire(number);
-        if let Some(notifier) = self.notifier.get()
-            && let Err(error) = notifier.inval_inode(id, -1, 0)
-        {
+        if let Err(error) = self.notifier.inval_inode(INodeNo(id), -1, 0) {
             // The kernel does not know it any more.
-            tracing::debug!("cannot invalidate the attributes of node {}: {error}", id.0);
+            tracing::debug!("cannot invalidate the attributes of node {}: {error}", id);
         }
     }
 
-    fn shard(&self, id: INodeNo) -> &Mutex<OpenFiles> {
+    fn shard(&self, id: u64) -> &Mutex<OpenFiles> {
         let [first, ..] = &self.files;
-        self.files.get(id.0 as usize % SHARDS).unwrap_or(first)
+        self.files.get(id as usize % SHARDS).unwrap_or(first)
     }
 
     /// Calls `act` with what is known of an open file, under its lock.
-    fn with_file<T>(&self, id: INodeNo, act: impl FnOnce(&mut OpenFile) -> T) -> T {
+    fn with_file<T>(&self, id: u64, act: impl FnOnce(&mut OpenFile) -> T) -> T {
         let shard = self.shard(id);
         loop {
-            let file = Arc::clone(shard.lock().entry(id.0).or_default());
+            let file = Arc::clone(shard.lock().entry(id).or_default());
             let mut file = file.lock();
             if file.gone {
                 continue;
@@ -256,7 +254,7 @@ impl Opens {
             let result = act(&mut file);
             if file.handles == 0 && !file.retired {
                 file.gone = true;
-                shard.lock().remove(&id.0);
+                shard.lock().remove(&id);
             }
             return result;
         }

@@ -13,11 +13,17 @@ use crate::attr::Attr;
 
 pub mod copy;
 pub mod dir;
+pub mod fuse_dev;
 pub mod mount;
 pub mod process;
 
 /// Result of a system call.
 pub type SysResult<T> = Result<T, Errno>;
+
+/// Why a call that is not rustix's failed.
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+}
 
 /// Flags for a descriptor that only names an object: nothing is opened, no permission needed.
 pub const O_PATH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

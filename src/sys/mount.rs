@@ -2,9 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::io::Errno;
-
-use super::SysResult;
+use super::{SysResult, last_error};
 
 /// A view of the directory `dir`, without what is mounted below it, through which nothing can be
 /// written and reading changes no access times. It lasts as long as something in it is open.
@@ -45,15 +43,12 @@ pub fn read_only_view(dir: BorrowedFd<'_>) -> SysResult<OwnedFd> {
     Ok(tree)
 }
 
-fn last_error() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
 
     use rustix::fs::{Mode, OFlags, openat};
+    use rustix::io::Errno;
 
     use super::*;
 

@@ -1,6 +1,5 @@
 //! What concerns the whole process.
 
-use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::SysResult;
@@ -14,8 +13,7 @@ pub fn close_all_on_exec() -> SysResult<()> {
     if result == 0 {
         return Ok(());
     }
-    let error = std::io::Error::last_os_error();
-    Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+    Err(super::last_error())
 }
 
 /// Calls `act` in this thread without a capability that it may have.
@@ -48,14 +46,6 @@ pub fn is_in_initial_namespace() -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// The supplementary groups of a process or thread; none if it is gone, or not seen from here.
-pub fn groups(pid: u32) -> Vec<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("Groups:"));
-    let words = line.unwrap_or_default().split_whitespace();
-    words.filter_map(|word| word.parse().ok()).collect()
-}
-
 /// Looks an id up in a map as `user_namespaces(7)` has it: lines of first id inside, first id
 /// outside, and count.
 fn mapped(map: &str, id: u32) -> Option<u32> {
@@ -79,17 +69,6 @@ mod tests {
         assert_eq!(outside, [Some(1000), Some(100_000), Some(165_535), None]);
         assert_eq!(super::mapped("0 0 4294967295", 7), Some(7));
         assert_eq!(super::mapped("nonsense", 7), None);
-    }
-
-    #[test]
-    fn groups_are_those_of_the_process() {
-        let groups = rustix::process::getgroups().unwrap();
-        let mut own: Vec<u32> = groups.iter().map(|group| group.as_raw()).collect();
-        let mut told = super::groups(std::process::id());
-        own.sort_unstable();
-        told.sort_unstable();
-        assert_eq!(told, own);
-        assert!(super::groups(0).is_empty());
     }
 
     #[test]

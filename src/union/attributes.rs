@@ -9,7 +9,7 @@ use rustix::fs::{self as rfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Xattr
 use rustix::io::Errno;
 
 use super::node::Node;
-use super::{Caller, Target, Union};
+use super::{Target, Union};
 use crate::attr::{Attr, Kind, Time};
 use crate::error::{FsError, FsResult};
 use crate::lower::{LowerObject, LowerRef, Number};
@@ -39,6 +39,9 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of the contents.
     pub mtime: Option<SetTime>,
+    /// With a size or an owner: the file loses set-id bits and capabilities, as when someone
+    /// without `CAP_FSETID` changes them.
+    pub drops_privileges: bool,
 }
 
 const SUID: u32 = libc::S_ISUID;
@@ -187,7 +190,7 @@ impl Union {
     ///
     /// # Errors
     /// `EROFS`, `ENOSPC` from a copy-up, and what the upper's filesystem says.
-    pub fn setattr(&self, number: Number, set: &SetAttr, caller: Caller) -> FsResult<Attr> {
+    pub fn setattr(&self, number: Number, set: &SetAttr) -> FsResult<Attr> {
         self.upper()?;
         let node = self.touch(number)?;
         // Data that is about to be cut off need not be copied.
@@ -195,7 +198,7 @@ impl Union {
         if let Some(size) = set.size {
             let file = self.upper_file(&node)?;
             sys::retry(|| rfs::ftruncate(&*file, size))?;
-            if caller.uid != 0 {
+            if set.drops_privileges {
                 self.drop_privileges(&node)?;
             }
         }

@@ -11,7 +11,7 @@ use rustix::fs::{self as rfs, FallocateFlags, SeekFrom, StatVfs};
 use rustix::io::Errno;
 
 use super::node::Node;
-use super::{Caller, SetAttr, Target, Union};
+use super::{SetAttr, Target, Union};
 use crate::attr::Kind;
 use crate::error::{FsError, FsResult};
 use crate::lower::{Contents, LowerRef, Number};
@@ -237,14 +237,20 @@ impl Union {
     }
 
     /// Gives a file that is being opened for writing a part in the upper; an empty one if it is
-    /// to be truncated.
-    pub fn make_writable(&self, number: Number, truncate: bool, caller: Caller) -> FsResult<()> {
+    /// to be truncated, which takes set-id bits away with `drop_privileges`.
+    pub fn make_writable(
+        &self,
+        number: Number,
+        truncate: bool,
+        drop_privileges: bool,
+    ) -> FsResult<()> {
         if truncate {
             let set = SetAttr {
                 size: Some(0),
+                drops_privileges: drop_privileges,
                 ..SetAttr::default()
             };
-            return self.setattr(number, &set, caller).map(drop);
+            return self.setattr(number, &set).map(drop);
         }
         self.writable_file(number).map(drop)
     }

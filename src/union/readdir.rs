@@ -37,6 +37,13 @@ pub enum Listed {
     Full,
 }
 
+impl Listed {
+    /// Whether there was room.
+    pub fn taken_if(room: bool) -> Self {
+        if room { Self::Taken } else { Self::Full }
+    }
+}
+
 /// Takes an entry of an image directory.
 type EmitImage<'a> = dyn FnMut(&[u8], Cookie, Ino, Kind) -> FsResult<Listed> + 'a;
 

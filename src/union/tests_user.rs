@@ -93,7 +93,7 @@ fn chmod(union: &Union, path: &str, mode: u32) {
         mode: Some(mode),
         ..SetAttr::default()
     };
-    let attr = union.setattr(number(union, path), &set, ME).unwrap();
+    let attr = union.setattr(number(union, path), &set).unwrap();
     assert_eq!(attr.mode & 0o7777, mode);
 }
 
@@ -147,7 +147,7 @@ fn files_and_directories_of_any_mode_are_made_changed_and_found_again() {
             let file = number(u, &format!("f{before:o}"));
             u.write(file, 0, b"data", false).unwrap();
             let xattr = rustix::fs::XattrFlags::empty();
-            u.setxattr(file, b"user.x", b"1", xattr).unwrap();
+            u.setxattr(file, b"user.x", b"1", xattr, false).unwrap();
             assert_eq!(&*u.getxattr(file, b"user.x").unwrap(), b"1");
         });
     }

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::node::Node;
 use super::{Caller, Target, Union};
+use crate::attr::PERMISSIONS;
 use crate::error::{FsError, FsResult};
 use crate::lower::{LowerObject, LowerRef, Number};
 use crate::sys;
@@ -106,7 +107,8 @@ impl Union {
         self.lowers.xattr_names(&lower)
     }
 
-    /// Sets an extended attribute.
+    /// Sets an extended attribute. With `drop_sgid`, a file that gets an ACL loses its set-group-id
+    /// bit, as when `chmod` is called by one who is not in the file's group.
     ///
     /// # Errors
     /// `EEXIST` and `ENODATA` as the flags ask, `ENOSPC`, `EOPNOTSUPP`, `EROFS`.
@@ -116,6 +118,7 @@ impl Union {
         name: &[u8],
         value: &[u8],
         flags: XattrFlags,
+        drop_sgid: bool,
     ) -> FsResult<()> {
         let upper = self.upper()?;
         let node = self.touch(number)?;
@@ -128,25 +131,9 @@ impl Union {
         if name == ACCESS_ACL && !upper.is_privileged() {
             self.mode_was_set(&node, handle.as_fd())?;
         }
-        Ok(())
-    }
-
-    /// To be called when an attribute was set: takes the set-group-id bit from a file that got an
-    /// ACL from one who is a `stranger` to its group, as `chmod` does.
-    pub fn attribute_was_set(
-        &self,
-        number: Number,
-        name: &[u8],
-        stranger: impl FnOnce(u32) -> bool,
-    ) -> FsResult<()> {
-        if name != ACCESS_ACL {
-            return Ok(());
-        }
-        let attr = self.getattr(number)?;
-        if attr.mode & libc::S_ISGID != 0 && stranger(attr.gid) {
-            let node = self.touch(number)?;
-            let handle = self.upper_handle(&node)?;
-            self.change_mode(&node, handle.as_fd(), attr.mode & 0o7777 & !libc::S_ISGID)?;
+        if drop_sgid && name == ACCESS_ACL {
+            let mode = self.node_attr(&node)?.mode;
+            self.change_mode(&node, handle.as_fd(), mode & PERMISSIONS & !libc::S_ISGID)?;
         }
         Ok(())
     }

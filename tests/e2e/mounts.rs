@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::fs::{Timespec, Timestamps};
+
 use crate::support::lamina::{Lamina, NOBODY, wait_until};
 use crate::support::layers::Archive;
 use crate::support::sandbox::{Sandbox, mounted_type};
@@ -239,5 +241,33 @@ fn roots_mount_is_open_to_others_within_their_rights() {
         !as_nobody("secret").status.success(),
         "nobody reads root's file"
     );
+    mount.unmount();
+}
+
+#[test]
+fn times_as_far_as_they_go_do_no_harm() {
+    needs_root!();
+    let sandbox = Sandbox::new("far-times");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let mount = lamina.mount(&["small"], &sandbox.join("mnt"));
+    let there = fs::File::open(mount.path().join("dir/file")).unwrap();
+    let here = fs::File::open(sandbox.file("plain", "x")).unwrap();
+    for tv_sec in [i64::MIN, i64::MIN + 1, -1, 0, 1 << 34, i64::MAX] {
+        for tv_nsec in [0, 5, 999_999_999] {
+            let time = Timespec { tv_sec, tv_nsec };
+            let times = Timestamps {
+                last_access: time,
+                last_modification: time,
+            };
+            let set = |file: &fs::File| {
+                rustix::fs::futimens(file, &times)?;
+                let stat = rustix::fs::fstat(file)?;
+                Ok::<_, rustix::io::Errno>((stat.st_mtime, stat.st_mtime_nsec))
+            };
+            assert_eq!(set(&there), set(&here), "{tv_sec} s, {tv_nsec} ns");
+        }
+    }
+    drop(there);
     mount.unmount();
 }

@@ -1,0 +1,323 @@
+//! Reading requests from the device and writing replies to it.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::abi::{self, InHeader, OutHeader};
+use crate::attr::{Attr, Kind};
+
+/// Largest read or write request in bytes, the kernel's own limit.
+pub const MAX_REQUEST: u32 = 1 << 20;
+/// Room for any request: the largest write and what comes before its data.
+const BUFFER: usize = MAX_REQUEST as usize + 4096;
+
+/// For ever: nobody but us may change what is mounted.
+pub const FOREVER: Duration = Duration::from_secs(1 << 30);
+
+/// A request that was read.
+pub struct Request<'a> {
+    /// What every request has.
+    pub header: InHeader,
+    rest: &'a [u8],
+}
+
+impl<'a> Request<'a> {
+    /// Takes a message apart.
+    ///
+    /// # Errors
+    /// `EIO` for one that is no request.
+    pub fn parse(message: &'a [u8]) -> Result<Self, Errno> {
+        let (header, rest) = InHeader::read_from_prefix(message).map_err(|_| Errno::IO)?;
+        Ok(Self { header, rest })
+    }
+
+    /// The next structure of the request.
+    ///
+    /// # Errors
+    /// `EIO` if the request is too short.
+    pub fn take<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T, Errno> {
+        let (value, rest) = T::read_from_prefix(self.rest).map_err(|_| Errno::IO)?;
+        self.rest = rest;
+        Ok(value)
+    }
+
+    /// The next string of the request, without the NUL that ends it.
+    ///
+    /// # Errors
+    /// `EIO` if it does not end.
+    pub fn name(&mut self) -> Result<&'a [u8], Errno> {
+        let end = self.rest.iter().position(|&byte| byte == 0);
+        let (name, rest) = end
+            .and_then(|end| self.rest.split_at_checked(end))
+            .ok_or(Errno::IO)?;
+        self.rest = rest.get(1..).unwrap_or_default();
+        Ok(name)
+    }
+
+    /// The next `size` bytes of the request.
+    ///
+    /// # Errors
+    /// `EIO` if there are fewer.
+    pub fn bytes(&mut self, size: u32) -> Result<&'a [u8], Errno> {
+        let (bytes, rest) = self.rest.split_at_checked(size as usize).ok_or(Errno::IO)?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+}
+
+/// The reply to one request. Nothing is sent but by [`Reply::send`] and [`Reply::error`].
+pub struct Reply<'a> {
+    device: BorrowedFd<'a>,
+    unique: u64,
+    sent: bool,
+}
+
+impl<'a> Reply<'a> {
+    /// The reply to the request `unique`.
+    pub fn new(device: BorrowedFd<'a>, unique: u64) -> Self {
+        Self {
+            device,
+            unique,
+            sent: false,
+        }
+    }
+
+    /// Whether there is nothing more to reply.
+    pub fn is_sent(&self) -> bool {
+        self.sent
+    }
+
+    /// For requests that are not replied to.
+    pub fn none(&mut self) {
+        self.sent = true;
+    }
+
+    /// Says that it is done, and these bytes.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.write(0, bytes);
+    }
+
+    /// Says that it failed.
+    pub fn error(&mut self, errno: Errno) {
+        self.write(-errno.raw_os_error(), &[]);
+    }
+
+    fn write(&mut self, error: i32, bytes: &[u8]) {
+        if std::mem::replace(&mut self.sent, true) {
+            tracing::error!("internal error: a second reply to one request");
+            return;
+        }
+        let header = OutHeader {
+            len: (size_of::<OutHeader>() + bytes.len()) as u32,
+            error,
+            unique: self.unique,
+        };
+        let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(bytes)];
+        match rustix::io::writev(self.device, &parts) {
+            // ENOENT: who asked does not wait any more. ENODEV: it was unmounted.
+            Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
+            Err(errno) => tracing::error!("cannot reply to the kernel: {errno}"),
+        }
+    }
+}
+
+/// Serves requests with `threads` threads until the mount ends. `serve` is given each request, and
+/// replies.
+///
+/// # Errors
+/// When the device cannot be read, or a thread cannot be started.
+pub fn run(
+    device: &Arc<OwnedFd>,
+    threads: usize,
+    serve: impl Fn(Request<'_>, &mut Reply<'_>) + Sync,
+) -> std::io::Result<()> {
+    let work = || work(device, &serve);
+    std::thread::scope(|scope| {
+        let mut workers = Vec::with_capacity(threads);
+        for number in 1..threads {
+            let thread = std::thread::Builder::new().name(format!("fuse-{number}"));
+            workers.push(thread.spawn_scoped(scope, work)?);
+        }
+        let mut result = work();
+        for worker in workers {
+            let ended = worker.join();
+            let ended = ended.unwrap_or_else(|_| Err(std::io::Error::other("a thread panicked")));
+            result = result.and(ended);
+        }
+        result
+    })
+}
+
+fn work(
+    device: &OwnedFd,
+    serve: &(impl Fn(Request<'_>, &mut Reply<'_>) + Sync),
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let size = match rustix::io::read(device, &mut buffer) {
+            Ok(size) => size,
+            // Interrupted, or who asked does not wait any more.
+            Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => continue,
+            // Unmounted.
+            Err(Errno::NODEV) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        let Ok(request) = Request::parse(buffer.get(..size).unwrap_or_default()) else {
+            tracing::error!("the kernel sent a request of {size} bytes");
+            continue;
+        };
+        let mut reply = Reply::new(device.as_fd(), request.header.unique);
+        let serving = std::panic::AssertUnwindSafe(|| serve(request, &mut reply));
+        if std::panic::catch_unwind(serving).is_err() {
+            tracing::error!("internal error: a request was given up");
+        }
+        // Nobody may wait for ever.
+        if !reply.is_sent() {
+            reply.error(Errno::IO);
+        }
+    }
+}
+
+/// Attributes in the protocol's form.
+pub fn attr(attr: &Attr) -> abi::Attr {
+    abi::Attr {
+        ino: attr.ino,
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: attr.atime.sec,
+        mtime: attr.mtime.sec,
+        ctime: attr.ctime.sec,
+        atimensec: attr.atime.nsec,
+        mtimensec: attr.mtime.nsec,
+        ctimensec: attr.ctime.nsec,
+        mode: attr.mode,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: encode_device(attr.rdev),
+        blksize: attr.blksize,
+        flags: 0,
+    }
+}
+
+/// What the kernel is told of an entry: its node id, and for how long its attributes are valid.
+pub fn entry(nodeid: u64, attributes: &Attr, valid: Duration) -> abi::EntryOut {
+    abi::EntryOut {
+        nodeid,
+        generation: 0,
+        entry_valid: FOREVER.as_secs(),
+        attr_valid: valid.as_secs(),
+        entry_valid_nsec: 0,
+        attr_valid_nsec: 0,
+        attr: attr(attributes),
+    }
+}
+
+/// Appends an entry to a listing unless it would be longer than `limit` then.
+pub fn push_dirent(
+    listing: &mut Vec<u8>,
+    limit: usize,
+    plus: Option<&abi::EntryOut>,
+    dirent: (u64, u64, Kind),
+    name: &[u8],
+) -> bool {
+    let (ino, off, kind) = dirent;
+    let before = plus.map_or(0, |_| size_of::<abi::EntryOut>());
+    let length = (before + size_of::<abi::Dirent>() + name.len()).next_multiple_of(8);
+    if listing.len() + length > limit {
+        return false;
+    }
+    let end = listing.len() + length;
+    if let Some(entry) = plus {
+        listing.extend_from_slice(entry.as_bytes());
+    }
+    let head = abi::Dirent {
+        ino,
+        off,
+        namelen: name.len() as u32,
+        kind: kind.mode_bits() >> 12,
+    };
+    listing.extend_from_slice(head.as_bytes());
+    listing.extend_from_slice(name);
+    listing.resize(end, 0);
+    true
+}
+
+/// A device number as the protocol has it, from `makedev(3)`'s encoding.
+fn encode_device(rdev: u64) -> u32 {
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    minor & 0xff | major << 8 | (minor & !0xff) << 12
+}
+
+/// A device number in `makedev(3)`'s encoding.
+pub fn decode_device(rdev: u32) -> u64 {
+    rustix::fs::makedev(rdev >> 8 & 0xfff, rdev & 0xff | rdev >> 12 & 0xfff00)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_taken_apart() {
+        let header = InHeader {
+            nodeid: 7,
+            ..InHeader::default()
+        };
+        let mut message = header.as_bytes().to_vec();
+        message.extend_from_slice(abi::LinkIn { oldnodeid: 9 }.as_bytes());
+        message.extend_from_slice(b"name\0\0rest");
+        let mut request = Request::parse(&message).unwrap();
+        assert_eq!(request.header.nodeid, 7);
+        assert_eq!(request.take::<abi::LinkIn>().unwrap().oldnodeid, 9);
+        assert_eq!(request.name(), Ok(&b"name"[..]));
+        assert_eq!(request.name(), Ok(&b""[..]));
+        assert_eq!(request.bytes(3), Ok(&b"res"[..]));
+        assert_eq!(request.bytes(2), Err(Errno::IO));
+        assert_eq!(request.name(), Err(Errno::IO));
+        assert!(request.take::<abi::OpenIn>().is_err());
+        assert!(Request::parse(&message[..39]).is_err());
+    }
+
+    #[test]
+    fn a_listing_is_padded_and_bounded() {
+        let mut listing = Vec::new();
+        let room = 2 * 32;
+        assert!(push_dirent(
+            &mut listing,
+            room,
+            None,
+            (1, 2, Kind::Dir),
+            b"a"
+        ));
+        assert!(push_dirent(
+            &mut listing,
+            room,
+            None,
+            (1, 2, Kind::Dir),
+            b"12345678"
+        ));
+        assert!(!push_dirent(
+            &mut listing,
+            room,
+            None,
+            (1, 2, Kind::Dir),
+            b"b"
+        ));
+        assert_eq!(listing.len(), room);
+        assert_eq!(listing.get(20..25), Some(&[4, 0, 0, 0, b'a'][..]));
+    }
+
+    #[test]
+    fn device_numbers_round_trip() {
+        for (major, minor) in [(0, 0), (1, 3), (8, 300), (4095, 0xf_ffff)] {
+            let rdev = rustix::fs::makedev(major, minor);
+            assert_eq!(decode_device(encode_device(rdev)), rdev);
+        }
+    }
+}
