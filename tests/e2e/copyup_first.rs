@@ -375,13 +375,14 @@ fn compare(io: &'static str, turn: usize) {
             number.is_multiple_of(SHARE)
         });
     }
-    let mut pair = Pair::with_io("first", io, |root| {
+    let mut pair = Pair::new("first", io, |root| {
         for (number, case) in cases.iter().enumerate() {
             let (_, mode, owner) = *case.directory;
             fill_case(&root.join(number.to_string()), case.object, mode, owner);
         }
         make_old(root);
     });
+    let lower = Tree::read(pair.lower());
     // Later than anything above, by more than a tick of the clock.
     std::thread::sleep(Duration::from_millis(20));
     let start = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec - 3600;
@@ -407,6 +408,9 @@ fn compare(io: &'static str, turn: usize) {
         cases.len(),
         different.join("\n")
     );
+
+    let lower_after = Tree::read(pair.lower());
+    lower.assert_same("the lower", &lower_after, "afterwards", Ignore::NOTHING);
 
     // And it stays so.
     let before = Tree::read(pair.mount());

@@ -65,7 +65,7 @@ fn compare(topic: &str, io: &'static str, script: &str, at_least: usize, known: 
     let fill = |dir: &Path| {
         python(dir, script, "fill", io);
     };
-    let pair = Pair::with_io(topic, io, fill);
+    let pair = Pair::new(topic, io, fill);
     let native = python(pair.native(), script, "check", io);
     let mounted = python(pair.mount(), script, "check", io);
     let through = io == "passthrough";

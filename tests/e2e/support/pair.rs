@@ -20,13 +20,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Calls `fill` for the plain directory and for the lower directory.
-    pub fn new(name: &str, fill: impl Fn(&Path)) -> Self {
-        Self::with_io(name, "cached", fill)
-    }
-
-    /// The same with a mode of `--io`.
-    pub fn with_io(name: &str, io: &'static str, fill: impl Fn(&Path)) -> Self {
+    /// Calls `fill` for the plain directory and for the lower directory; `io` is a mode of `--io`.
+    pub fn new(name: &str, io: &'static str, fill: impl Fn(&Path)) -> Self {
         let sandbox = Sandbox::new(name);
         let (native, lower) = (sandbox.dir("native"), sandbox.dir("lower"));
         fill(&native);
