@@ -183,7 +183,9 @@ impl Union {
                 upper.namespace().set_opaque(made.fd.as_fd())?;
             }
             upper.publish_over_whiteout(&temp, dir.as_fd(), name, object.kind)?;
-            Ok(made)
+            // The rename moved the change time.
+            let attr = made.mark.apply(sys::stat_fd(&made.fd)?);
+            Ok(NewFd { attr, ..made })
         });
         if placed.is_err() {
             upper.discard(&temp);

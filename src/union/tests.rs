@@ -437,3 +437,33 @@ fn places_of_upper_and_work_are_checked() {
     assert!(open(&path("upper"), Path::new("/proc")).contains("different filesystems"));
     assert!(open(&path("missing"), &path("upper")).contains("missing"));
 }
+
+#[test]
+fn what_a_creation_returns_is_what_is_there() {
+    let fixture = Fixture::new();
+    let union = fixture.u();
+    union.unlink(Number::ROOT, b"f").unwrap();
+    // A free name, and one over a whiteout. The kernel remembers the reply, change time and all.
+    for name in [&b"new"[..], b"f"] {
+        for kind in [Kind::File, Kind::Dir, Kind::Fifo, Kind::Char, Kind::Symlink] {
+            if kind == Kind::Char && !rustix::process::geteuid().is_root() {
+                continue;
+            }
+            let new = NewNode {
+                kind,
+                mode: 0o640,
+                umask: 0,
+                rdev: 0,
+                target: b"target",
+            };
+            let made = union.create(Number::ROOT, name, &new, ME).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(11));
+            let seen = union.getattr(Number(made.ino)).unwrap();
+            assert_eq!(format!("{made:?}"), format!("{seen:?}"), "{kind:?}");
+            match kind {
+                Kind::Dir => union.rmdir(Number::ROOT, name).unwrap(),
+                _ => union.unlink(Number::ROOT, name).unwrap(),
+            }
+        }
+    }
+}

@@ -91,14 +91,16 @@ impl Upper {
         // What we need, but neither the caller nor an inherited ACL gives.
         let ours = needs & !(attr.mode & object.mode);
         mark.mode = (ours != 0).then_some(mode & !ours);
-        if *mark != NodeMark::default() {
+        let marked = *mark != NodeMark::default();
+        if marked {
             match self.namespace.write_node(fd, mark) {
                 // An owner cannot be noted on such objects; it stays the user's own.
                 Err(Errno::PERM) if mark.device.is_none() => *mark = NodeMark::default(),
                 result => result?,
             }
         }
-        let attr = if owned || chmod {
+        // All of them move the change time, which the kernel remembers from our reply.
+        let attr = if owned || chmod || marked {
             sys::stat_fd(fd)?
         } else {
             attr

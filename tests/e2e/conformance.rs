@@ -99,8 +99,10 @@ fn tool(name: &str) -> Option<PathBuf> {
 }
 
 /// A mount over `lower` with an upper of its own.
-fn over(sandbox: &Sandbox, lower: &Path) -> Mount {
+fn over(sandbox: &Sandbox, lower: &Path, io: &str) -> Mount {
     let options = [
+        "--io".into(),
+        io.into(),
         "--lower".into(),
         lower.as_os_str().to_owned(),
         "--upper".into(),
@@ -175,9 +177,11 @@ fn pjdfstest_over_nothing() {
     let Some(program) = tool("pjdfstest") else {
         return;
     };
-    let sandbox = Sandbox::new("pjd");
-    let mount = over(&sandbox, &sandbox.dir("lower"));
-    pjdfstest(&sandbox, &program, mount.path());
+    for io in ["cached", "passthrough"] {
+        let sandbox = Sandbox::new("pjd");
+        let mount = over(&sandbox, &sandbox.dir("lower"), io);
+        pjdfstest(&sandbox, &program, mount.path());
+    }
 }
 
 #[test]
@@ -186,19 +190,21 @@ fn pjdfstest_below_directories_of_the_lower() {
     let Some(program) = tool("pjdfstest") else {
         return;
     };
-    let sandbox = Sandbox::new("pjd");
-    let lower = sandbox.dir("lower");
-    // Paths of sockets must be short.
-    sandbox.dir("lower/a/b");
-    for file in ["a/x", "a/b/x"] {
-        fs::write(lower.join(file), "lower").unwrap();
+    for io in ["cached", "passthrough"] {
+        let sandbox = Sandbox::new("pjd");
+        let lower = sandbox.dir("lower");
+        // Paths of sockets must be short.
+        sandbox.dir("lower/a/b");
+        for file in ["a/x", "a/b/x"] {
+            fs::write(lower.join(file), "lower").unwrap();
+        }
+        let mount = over(&sandbox, &lower, io);
+        pjdfstest(&sandbox, &program, &mount.path().join("a"));
     }
-    let mount = over(&sandbox, &lower);
-    pjdfstest(&sandbox, &program, &mount.path().join("a"));
 }
 
 /// Runs fsx on a file that starts in the lower.
-fn fsx(name: &str, config: &str) {
+fn fsx(name: &str, config: &str, io: &str) {
     let Some(program) = tool("fsx") else {
         return;
     };
@@ -214,7 +220,7 @@ fn fsx(name: &str, config: &str) {
     let lower = sandbox.dir("lower");
     let content = noise(7, 700_000);
     fs::write(lower.join("file"), &content).unwrap();
-    let mount = over(&sandbox, &lower);
+    let mount = over(&sandbox, &lower, io);
     let mut command = Command::new(program);
     command
         .args(["-N", &operations, "-S", &seed])
@@ -231,11 +237,23 @@ fn fsx(name: &str, config: &str) {
 #[test]
 fn fsx_on_a_file_of_the_lower() {
     needs_root!();
-    fsx("fsx", FSX);
+    fsx("fsx", FSX, "cached");
+}
+
+#[test]
+fn fsx_on_a_file_of_the_lower_in_passthrough_mode() {
+    needs_root!();
+    fsx("fsx-passthrough", FSX, "passthrough");
 }
 
 #[test]
 fn fsx_on_a_file_of_the_lower_whose_size_stays() {
     needs_root!();
-    fsx("fsx-fixed", FSX_FIXED_SIZE);
+    fsx("fsx-fixed", FSX_FIXED_SIZE, "cached");
+}
+
+#[test]
+fn fsx_on_a_file_of_the_lower_whose_size_stays_in_passthrough_mode() {
+    needs_root!();
+    fsx("fsx-fixed-passthrough", FSX_FIXED_SIZE, "passthrough");
 }

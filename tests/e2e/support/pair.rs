@@ -1,6 +1,5 @@
 //! A Lamina mount and a plain directory with the same tree: what the second does is right.
 
-use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,12 +15,13 @@ pub struct Pair {
     pub sandbox: Sandbox,
     native: PathBuf,
     lower: PathBuf,
+    io: &'static str,
     mount: Option<Mount>,
 }
 
 impl Pair {
-    /// Calls `fill` for the plain directory and for the lower directory.
-    pub fn new(name: &str, fill: impl Fn(&Path)) -> Self {
+    /// Calls `fill` for the plain directory and for the lower directory; `io` is a mode of `--io`.
+    pub fn new(name: &str, io: &'static str, fill: impl Fn(&Path)) -> Self {
         let sandbox = Sandbox::new(name);
         let (native, lower) = (sandbox.dir("native"), sandbox.dir("lower"));
         fill(&native);
@@ -36,6 +36,7 @@ impl Pair {
             sandbox,
             native,
             lower,
+            io,
             mount: None,
         };
         pair.remount();
@@ -49,6 +50,8 @@ impl Pair {
         }
         let (upper, work) = (self.sandbox.join("upper"), self.sandbox.join("work"));
         let options = [
+            Path::new("--io"),
+            Path::new(self.io),
             Path::new("--lower"),
             &self.lower,
             Path::new("--upper"),
@@ -73,28 +76,6 @@ impl Pair {
     /// The lower directory of the mount, which nothing may change.
     pub fn lower(&self) -> &Path {
         &self.lower
-    }
-
-    /// Does the same in both and demands that the same comes of it, which is returned.
-    #[track_caller]
-    pub fn same<T: PartialEq + Debug>(&self, what: &str, act: impl Fn(&Path) -> T) -> T {
-        let native = act(&self.native);
-        let mounted = act(self.mount());
-        assert_eq!(mounted, native, "{what}: the mount, then a plain directory");
-        native
-    }
-
-    /// The same with a shell script, which runs in the directory as `user`; all that it says.
-    #[track_caller]
-    pub fn same_script(&self, user: User, script: &str) -> String {
-        self.same(script, |dir| {
-            let mut shell = Command::new("/bin/sh");
-            shell.args(["-c", &format!("exec 2>&1\n{script}")]);
-            shell.current_dir(dir).env("LC_ALL", "C");
-            user.take(&mut shell);
-            let said = super::output(&mut shell);
-            String::from_utf8_lossy(&said.stdout).into_owned()
-        })
     }
 }
 
@@ -123,15 +104,6 @@ impl User {
     pub const fn and(self, group: u32) -> Self {
         let also = Some(group);
         Self { also, ..self }
-    }
-
-    /// Lets a program run as this user.
-    pub fn take(self, command: &mut Command) {
-        use std::os::unix::process::CommandExt;
-        if self != Self::ROOT {
-            assert_eq!(self.also, None, "std cannot set groups yet");
-            command.uid(self.uid).gid(self.gid);
-        }
     }
 
     /// Does something as this user, in a thread whose ids nobody gets back.
