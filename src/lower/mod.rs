@@ -16,7 +16,7 @@ use crate::error::{FsError, FsResult};
 pub mod dir;
 pub mod image;
 
-use dir::{DirLayer, DirObject};
+use dir::{DataPlace, DirLayer, DirObject};
 use image::ImageLayer;
 
 /// `st_ino` and node id of an object: the high 16 bits say whose number the low 48 bits are.
@@ -104,6 +104,9 @@ pub enum Found {
     /// An object.
     Object(LowerRef, Kind),
 }
+
+/// Where in the layers below the contents of a file are, if not under its own name.
+pub type DataRedirect = Option<Vec<u8>>;
 
 /// One entry of a directory in a layer.
 pub struct LowerEntry<'a> {
@@ -232,7 +235,26 @@ impl Lowers {
 
     /// The contents of a regular file.
     pub fn contents(&self, at: &LowerRef) -> FsResult<Contents<'_>> {
+        let at = match &at.object {
+            LowerObject::Dir(DirObject {
+                data: DataPlace::At(data),
+                ..
+            }) => data,
+            _ => at,
+        };
         dispatch!(self, at, |layer, object| layer.contents(object))
+    }
+
+    /// Whether the contents of a file are in a layer below, and where they must be looked for.
+    pub fn lacks_data(&self, at: &LowerRef) -> FsResult<Option<DataRedirect>> {
+        match (self.layers.get(usize::from(at.layer.0)), &at.object) {
+            (Some(Layer::Dir(layer)), LowerObject::Dir(object))
+                if object.data == DataPlace::Below =>
+            {
+                layer.data_redirect(object).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// All names an object has in its layer: paths from the layer's root.

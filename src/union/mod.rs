@@ -30,6 +30,7 @@ mod data;
 mod descriptors;
 mod diff;
 mod listing;
+mod metacopy;
 mod moved;
 mod node;
 mod readdir;
@@ -117,6 +118,8 @@ pub struct Union {
     root: Arc<Node>,
     fds: FdCache<FdKey>,
     moved: moved::MovedDirs,
+    /// Held while a file of the upper is given the data that it lacks; a leaf.
+    completing: parking_lot::Mutex<()>,
     /// Tells this stack of layers from another in the marks of copied-up files.
     tag: String,
     /// Whom files of an image belong to that belong to root in it: this process's own ids where
@@ -181,6 +184,7 @@ impl Union {
             root,
             fds,
             moved: moved::MovedDirs::default(),
+            completing: parking_lot::Mutex::new(()),
             tag,
             root_ids,
         })
