@@ -17,9 +17,10 @@ use crate::differential::rng::Rng;
 use crate::support::disk::{Disk, Mounted};
 use crate::support::lamina::{Lamina, Mount, wait_until};
 use crate::support::listing::{pid_of, the_mount, words};
+use crate::support::overlayfs::{Layers, Overlayfs, assert_same_tree};
 use crate::support::sandbox::{Sandbox, mounted_type};
 use crate::support::tree::{Ignore, Tree};
-use crate::support::{needs_root, output, run};
+use crate::support::{needs_root, run};
 use load::{Load, Sure};
 
 fn number_from(variable: &str, default: u64) -> u64 {
@@ -39,66 +40,49 @@ fn seed() -> u64 {
 /// An upper with its work directory over one lower directory.
 struct Stack {
     lamina: Lamina,
-    lower: PathBuf,
-    upper: PathBuf,
-    work: PathBuf,
+    layers: Layers,
 }
 
 impl Stack {
     fn new(lamina: &Lamina, lower: &Path, dir: &Path) -> Self {
-        let stack = Self {
-            lamina: lamina.clone(),
-            lower: lower.to_owned(),
+        let layers = Layers {
+            lowers: vec![lower.to_owned()],
             upper: dir.join("upper"),
             work: dir.join("work"),
         };
-        for dir in [&stack.upper, &stack.work] {
+        for dir in [&layers.upper, &layers.work] {
             fs::create_dir_all(dir).unwrap();
         }
-        stack
-    }
-
-    fn options(&self) -> [&str; 6] {
-        let [lower, upper, work] =
-            [&self.lower, &self.upper, &self.work].map(|path| path.to_str().unwrap());
-        ["--lower", lower, "--upper", upper, "--work", work]
+        Self {
+            lamina: lamina.clone(),
+            layers,
+        }
     }
 
     fn mount(&self, target: &Path) -> Mount {
-        self.lamina.mount(&self.options(), target)
+        self.lamina.mount(&self.layers.lamina_options(), target)
     }
 
     fn mount_volatile(&self, target: &Path) -> Mount {
-        let options = [&["--volatile"], &self.options()[..]].concat();
+        let mut options = self.layers.lamina_options();
+        options.push("--volatile".into());
         self.lamina.mount(&options, target)
     }
 
     /// The tree as Lamina has it mounted at `target`, and as kernel overlayfs shows it.
     fn assert_overlayfs_shows_the_same(self, mount: Mount) {
-        let mut ours = Tree::read(mount.path());
+        let ours = Tree::read(mount.path());
         let target = mount.path().to_owned();
         mount.unmount();
-        let work = self.work.with_extension("overlayfs");
+        let work = self.layers.work.with_extension("overlayfs");
         fs::create_dir(&work).unwrap();
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={},redirect_dir=on,index=off,metacopy=off",
-            self.lower.display(),
-            self.upper.display(),
-            work.display()
-        );
-        run(Command::new("mount")
-            .args(["-t", "overlay", "overlay", "-o", &options])
-            .arg(&target));
-        let mut theirs = Tree::read(&target);
-        run(Command::new("umount").arg(&target));
-        for tree in [&mut ours, &mut theirs] {
-            tree.forget_xattrs(b"trusted.lamina.");
-        }
-        let ignore = Ignore {
-            dir_nlink: true,
-            ..Ignore::OTHER_FILESYSTEM
+        let layers = Layers {
+            work,
+            ..self.layers
         };
-        ours.assert_same("lamina", &theirs, "overlayfs", ignore);
+        let theirs = Overlayfs::mount(&layers, "redirect_dir=on,index=off,metacopy=off", &target);
+        assert_same_tree(ours, Tree::read(&target));
+        theirs.unmount();
     }
 }
 
@@ -125,6 +109,7 @@ fn a_killed_daemon_leaves_whole_files_and_loses_no_answered_write() {
     let before = Tree::read(&lower);
     let seed = seed();
     let mut rng = Rng::new(seed);
+    let mut answers = 0;
     for round in 0..rounds() {
         let dir = sandbox.dir(format!("round-{round}"));
         let stack = Stack::new(&lamina, &lower, &dir);
@@ -137,7 +122,7 @@ fn a_killed_daemon_leaves_whole_files_and_loses_no_answered_write() {
         drop(mount);
 
         let mount = stack.mount(&target);
-        let scratch = fs::read_dir(stack.work.join("work")).unwrap();
+        let scratch = fs::read_dir(stack.layers.work.join("work")).unwrap();
         let left: Vec<_> = scratch.map(|entry| entry.unwrap().file_name()).collect();
         assert!(left.is_empty(), "left in the work directory: {left:?}");
         let faults = history.faults(&target, Sure::Done, 0);
@@ -147,9 +132,14 @@ fn a_killed_daemon_leaves_whole_files_and_loses_no_answered_write() {
             history.len(),
             faults.join("\n")
         );
+        answers += history.len();
         stack.assert_overlayfs_shows_the_same(mount);
         fs::remove_dir_all(dir).unwrap();
     }
+    assert!(
+        answers > 100,
+        "there was hardly any load: {answers} answers"
+    );
     let after = Tree::read(&lower);
     before.assert_same("the lower before", &after, "after", Ignore::NOTHING);
 }
@@ -207,7 +197,7 @@ impl PowerCut {
         let mounted = Mounted::new(&image, &self.sandbox.join("crashed"), "");
         let stack = Stack::new(&self.lamina, &self.lower, mounted.path());
         // A volatile upper is refused, for good reason; here it is the reason that matters.
-        drop(fs::remove_dir_all(stack.work.join("work/incompat")));
+        drop(fs::remove_dir_all(stack.layers.work.join("work/incompat")));
         let target = self.sandbox.join("mnt");
         let mount = stack.mount(&target);
         let faults = self.history.faults(&target, Sure::Synced, moment);
@@ -270,7 +260,7 @@ fn a_volatile_upper_is_refused_after_a_crash() {
     let (lower, target) = (sandbox.dir("lower"), sandbox.join("mnt"));
     fs::write(lower.join("file"), "lower").unwrap();
     let stack = Stack::new(&lamina, &lower, &sandbox.dir("changes"));
-    let mark = stack.work.join("work/incompat/volatile");
+    let mark = stack.layers.work.join("work/incompat/volatile");
 
     let mount = stack.mount_volatile(&target);
     assert!(mark.exists());
@@ -282,32 +272,19 @@ fn a_volatile_upper_is_refused_after_a_crash() {
     kill(&lamina, &sandbox, &target);
     lamina.ok(words(&["umount"], &target));
     drop(mount);
-    let mut arguments = vec!["mount"];
-    arguments.extend(stack.options());
-    arguments.push(target.to_str().unwrap());
-    for volatile in [false, true] {
-        let mut arguments = arguments.clone();
-        if volatile {
-            arguments.insert(1, "--volatile");
-        }
+    for more in [None, Some("--volatile")] {
+        let mut arguments = vec!["mount".to_owned()];
+        arguments.extend(stack.layers.lamina_options());
+        arguments.extend(more.map(str::to_owned));
+        arguments.push(target.display().to_string());
         let message = lamina.fails(1, arguments);
         for word in ["volatile", mark.to_str().unwrap()] {
             assert!(message.contains(word), "{word}: {message}");
         }
     }
     // Kernel overlayfs knows the mark too.
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        stack.lower.display(),
-        stack.upper.display(),
-        stack.work.display()
-    );
-    let refused = output(
-        Command::new("mount")
-            .args(["-t", "overlay", "overlay", "-o", &options])
-            .arg(&target),
-    );
-    assert!(!refused.status.success(), "overlayfs took a volatile upper");
+    let refused = Overlayfs::try_mount(&stack.layers, "index=off", &target);
+    assert!(refused.is_err(), "overlayfs took a volatile upper");
 
     fs::remove_dir(&mark).unwrap();
     let mount = stack.mount(&target);

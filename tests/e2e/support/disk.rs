@@ -123,13 +123,6 @@ impl Disk {
         Arc::new(move || log.events.lock().unwrap().len())
     }
 
-    /// How many flushes there were.
-    pub fn flushes(&self) -> usize {
-        let events = self.log.events.lock().unwrap();
-        let flushes = events.iter().filter(|event| matches!(event, Event::Flush));
-        flushes.count()
-    }
-
     /// Writes to the file `image` what the disk may have held had the power failed at `moment`.
     pub fn image_at(&self, moment: usize, rng: &mut Rng, image: &Path) {
         copy_sparse(&self.blank, image);

@@ -13,7 +13,7 @@ use fuser::{
     ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 
-use super::sandbox::detach;
+use super::sandbox::{detach, mounted_type};
 
 /// What is behind a file.
 pub trait Backing: Send + Sync {
@@ -51,7 +51,9 @@ impl Fake {
 
 impl Drop for Fake {
     fn drop(&mut self) {
-        detach(&self.target);
+        if mounted_type(&self.target).is_some() {
+            detach(&self.target);
+        }
         // Ends when the kernel lets go of the mount; joining could wait for somebody who has not.
         drop(self.session.take());
     }

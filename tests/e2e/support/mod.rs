@@ -6,6 +6,7 @@ pub mod fixture;
 pub mod lamina;
 pub mod layers;
 pub mod listing;
+pub mod overlayfs;
 pub mod sandbox;
 pub mod tree;
 
