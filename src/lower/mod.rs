@@ -172,6 +172,11 @@ impl Lowers {
         self.layers.iter().enumerate().map(root).collect()
     }
 
+    /// Whether no layer is below this one.
+    pub fn is_bottom(&self, layer: LayerIx) -> bool {
+        usize::from(layer.0) + 1 >= self.layers.len()
+    }
+
     /// Whether there is but one layer.
     pub fn is_single(&self) -> bool {
         self.layers.len() == 1

@@ -234,7 +234,7 @@ impl Union {
         steps.take()?;
         let mut lowers = LowerParts::new();
         let mut redirect: Option<Vec<u8>> = None;
-        for (at, dir) in dirs.iter().enumerate() {
+        for dir in dirs {
             let found = match &redirect {
                 None => self.lowers.child(dir, name)?,
                 Some(_) => break,
@@ -243,7 +243,8 @@ impl Union {
                 Found::Nothing => {}
                 Found::Whiteout => break,
                 Found::Object(part, Kind::Dir) => {
-                    let last = at + 1 == dirs.len();
+                    // A redirect leads to layers below even if they have nothing under this name.
+                    let last = self.lowers.is_bottom(part.layer);
                     let opaque = !last && self.lowers.is_opaque(&part)?;
                     if !last && !opaque {
                         redirect = self.lowers.redirect(&part)?;

@@ -118,6 +118,14 @@ impl Namespace {
         Ok(())
     }
 
+    /// Whether a file in overlayfs's index has names that are not in the upper. Its mark has the
+    /// difference between the link count users see and the upper's, which counts the index too:
+    /// `U-1` when all names are there. (`L…`, relative to the lower's, is what a crash leaves.)
+    pub fn has_names_below(self, fd: BorrowedFd<'_>) -> SysResult<bool> {
+        let nlink = sys::get_xattr(fd, &self.mark(OVERLAY, b"nlink"))?;
+        Ok(nlink.is_some_and(|value| value != b"U-1"))
+    }
+
     /// Whether whiteouts in a directory may be empty files with a mark, as overlayfs allows in
     /// layers: then it is marked, and so is the root of the layer.
     pub fn has_marked_whiteouts(self, dir: BorrowedFd<'_>) -> SysResult<bool> {

@@ -86,6 +86,18 @@ pub enum UpperError {
         /// What says so.
         mark: PathBuf,
     },
+    /// Some names of a file are joined by overlayfs's index alone.
+    #[error(
+        "overlayfs with index=on changed hard links in upper directory {upper:?} whose other names \
+         only its index knows, which Lamina does not read: with overlayfs, write to the other names \
+         too (or copy what you need), or remove {index:?} to give those names their old contents"
+    )]
+    Index {
+        /// The upper directory.
+        upper: PathBuf,
+        /// The index.
+        index: PathBuf,
+    },
     /// The filesystem lacks something.
     #[error(
         "the filesystem of upper directory {upper:?} cannot hold extended attributes ({tried}): \
@@ -141,6 +153,8 @@ pub struct Upper {
     _work_lock: OwnedFd,
 }
 
+/// Where overlayfs keeps a name for each file with hard links that it copied up.
+const INDEX: &str = "index";
 const VOLATILE_MARK: &str = "work/incompat/volatile";
 
 impl Upper {
@@ -163,6 +177,12 @@ impl Upper {
             path: dirs.work.clone(),
             source,
         };
+        if index_joins_names(&work_base).map_err(fail)? {
+            return Err(UpperError::Index {
+                upper: dirs.upper.clone(),
+                index: dirs.work.join(INDEX),
+            });
+        }
         let work = scratch_dir(&work_base).map_err(fail)?;
         let upper = Self::with(dirs, root, work, work_base, volatile)?;
         if volatile {
@@ -406,6 +426,26 @@ fn lock(what: &'static str, path: &Path, fd: &OwnedFd) -> Result<(), UpperError>
             source,
         }),
     }
+}
+
+/// Whether overlayfs has copied up a file whose names are not all in the upper.
+/// Its index has one more name for each file with hard links, and marks the file.
+fn index_joins_names(base: &OwnedFd) -> SysResult<bool> {
+    let index = match sys::open_dir_at(base, INDEX.as_bytes()) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+        index => index?,
+    };
+    let namespace = reading_namespace();
+    let mut joins = false;
+    sys::dir::for_each_entry(&index, |entry| -> SysResult<()> {
+        let fd = sys::open_at(&index, entry.name, sys::O_PATH)?;
+        let attr = sys::stat_fd(&fd)?;
+        if attr.kind() != Kind::Dir && !attr.is_whiteout() {
+            joins |= namespace.has_names_below(fd.as_fd())?;
+        }
+        Ok(())
+    })?;
+    Ok(joins)
 }
 
 /// The empty directory `work/work`, as overlayfs has it.

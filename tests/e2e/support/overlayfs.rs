@@ -72,11 +72,6 @@ impl Overlayfs {
         }
     }
 
-    /// Where.
-    pub fn path(&self) -> &Path {
-        &self.target
-    }
-
     /// Unmounts it, which must be possible.
     pub fn unmount(self) {
         run(Command::new("umount").arg(&self.target));
