@@ -8,12 +8,15 @@ use clap::Args;
 use lamina_layers::store::{Access, Pins, Store};
 use rustix::fs::{AtFlags, CWD, accessat};
 use rustix::mount::MountFlags;
+use rustix::thread::CapabilitySet;
 
 use super::named::{self, Named};
 use super::serve::{Mounting, serve};
 use super::{Context, Usage, daemon, real_path};
+use crate::fuse::{IoMode, ServeOptions};
 use crate::mount::options::MountOptions;
 use crate::mount::{check_apart, check_target};
+use crate::sys;
 use crate::union::{Config, ImageLower};
 use crate::upper::UpperDirs;
 
@@ -60,9 +63,49 @@ pub struct MountArgs {
     /// Mount options: ro, nosuid, nodev, noexec, noatime, `allow_other`, fsname=, context=, …
     #[arg(short = 'o', long = "options", value_name = "OPTIONS")]
     options: Vec<String>,
+    /// How contents are read and written: `cached` by the daemon, `passthrough` by the kernel on the
+    /// files of the store and the upper (needs root)
+    #[arg(
+        long,
+        value_enum,
+        env = "LAMINA_IO",
+        default_value_t,
+        value_name = "MODE"
+    )]
+    io: Io,
     /// Number of threads [default: as many as processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
+}
+
+/// How contents are read and written.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Io {
+    /// What is best here
+    #[default]
+    Auto,
+    /// By the daemon
+    Cached,
+    /// By the kernel
+    Passthrough,
+}
+
+impl Io {
+    fn mode(self) -> anyhow::Result<IoMode> {
+        match self {
+            Self::Auto | Self::Cached => Ok(IoMode::Cached),
+            Self::Passthrough if can_pass_through() => Ok(IoMode::Passthrough),
+            Self::Passthrough => anyhow::bail!(
+                "--io passthrough needs CAP_SYS_ADMIN in the initial user namespace: use --io cached"
+            ),
+        }
+    }
+}
+
+fn can_pass_through() -> bool {
+    let sets = rustix::thread::capabilities(None);
+    sets.is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+        && sys::process::is_in_initial_namespace()
 }
 
 /// Mounts; returns when the mount is live, or in the foreground when it is unmounted.
@@ -140,7 +183,12 @@ impl MountArgs {
         }
         let store = match (image, keeps_changes) {
             (None, false) => None,
-            (_, keeps) => Some(Arc::new(open_store(&context.store, keeps)?)),
+            (_, keeps) => {
+                let store = open_store(&context.store, keeps)?;
+                // Whatever happens, nothing is written to an object.
+                let store = store.with_objects_dir(|dir| sys::mount::read_only_view(dir).ok());
+                Some(Arc::new(store))
+            }
         };
         let mut lease = None;
         if let (Some(name), Some(store)) = (image, &store) {
@@ -178,7 +226,10 @@ impl MountArgs {
             options,
             image: image.map(str::to_owned),
             store: context.store.clone(),
-            threads: self.threads.map(usize::from),
+            serve: ServeOptions {
+                threads: self.threads.map(usize::from),
+                io: self.io.mode()?,
+            },
             throw_away: self.rm,
         })
     }

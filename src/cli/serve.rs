@@ -40,8 +40,8 @@ pub struct Mounting {
     pub image: Option<String>,
     /// The store.
     pub store: PathBuf,
-    /// Number of threads, if given.
-    pub threads: Option<usize>,
+    /// How it is served.
+    pub serve: ServeOptions,
     /// Whether to throw a named upper away in the end.
     pub throw_away: bool,
 }
@@ -97,9 +97,7 @@ pub fn serve(mounting: Mounting) -> anyhow::Result<()> {
     let keeper = place.keep(&record).context("cannot record the mount")?;
     drop(lock);
 
-    let options = ServeOptions {
-        threads: mounting.threads,
-    };
+    let options = mounting.serve;
     let throw_away = mounting.throw_away;
     let union = Arc::new(union);
     let parts = Arc::new(Mutex::new(Some(Parts {

@@ -126,6 +126,11 @@ impl ImageLayer {
         }
     }
 
+    pub(super) fn is_in_index(&self, ino: Ino) -> bool {
+        let inode = self.index.inode(ino);
+        inode.is_some_and(|inode| matches!(inode.data(), Data::Inline(_)))
+    }
+
     pub(super) fn names_of(&self, ino: Ino) -> FsResult<Vec<Vec<u8>>> {
         let path = |(parent, entry): (Ino, lamina_layers::index::Entry<'_>)| {
             let mut path = self.index.path_of(parent);

@@ -262,6 +262,14 @@ impl Lowers {
         }
     }
 
+    /// Whether the contents of a regular file are in the image's index.
+    pub fn is_in_index(&self, at: &LowerRef) -> bool {
+        match (self.layers.get(usize::from(at.layer.0)), &at.object) {
+            (Some(Layer::Image(image)), &LowerObject::Image(ino)) => image.is_in_index(ino),
+            _ => false,
+        }
+    }
+
     /// All names an object has in its layer: paths from the layer's root.
     pub fn names_of(&self, at: &LowerRef) -> FsResult<Vec<Vec<u8>>> {
         dispatch!(self, at, |layer, object| layer.names_of(object))

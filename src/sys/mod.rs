@@ -13,6 +13,7 @@ use crate::attr::Attr;
 
 pub mod copy;
 pub mod dir;
+pub mod mount;
 pub mod process;
 
 /// Result of a system call.

@@ -1,6 +1,7 @@
 //! What concerns the whole process.
 
 use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::SysResult;
 
@@ -17,11 +18,34 @@ pub fn close_all_on_exec() -> SysResult<()> {
     Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
 }
 
+/// Calls `act` in this thread without a capability that it may have.
+///
+/// # Errors
+/// When the capability cannot be given up, or not taken again.
+pub fn without_capability<T>(capability: CapabilitySet, act: impl FnOnce() -> T) -> SysResult<T> {
+    let sets = capabilities(None)?;
+    if !sets.effective.contains(capability) {
+        return Ok(act());
+    }
+    let mut less = sets;
+    less.effective.remove(capability);
+    set_capabilities(None, less)?;
+    let result = act();
+    set_capabilities(None, sets)?;
+    Ok(result)
+}
+
 /// The id that a user of this process's user namespace has in the one around it; the same if there
 /// is none around it, or the user is not there.
 pub fn uid_outside(uid: u32) -> u32 {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     mapped(&map, uid).unwrap_or(uid)
+}
+
+/// Whether this process is in the initial user namespace, or one that cannot be told from it.
+pub fn is_in_initial_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Looks an id up in a map as `user_namespaces(7)` has it: lines of first id inside, first id

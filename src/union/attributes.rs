@@ -238,6 +238,11 @@ impl Union {
         self.change_mode(node, fd, mode)
     }
 
+    /// Whether a regular file has set-id bits that a write can take away.
+    pub fn has_set_id(&self, number: Number) -> FsResult<bool> {
+        Ok(self.getattr(number)?.mode & (SUID | SGID) != 0)
+    }
+
     /// Changes the owner, or where this process may not, notes it in a mark.
     fn change_owner(
         &self,

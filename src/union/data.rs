@@ -11,10 +11,10 @@ use rustix::fs::{self as rfs, FallocateFlags, SeekFrom, StatVfs};
 use rustix::io::Errno;
 
 use super::node::Node;
-use super::{Target, Union};
+use super::{Caller, SetAttr, Target, Union};
 use crate::attr::Kind;
 use crate::error::{FsError, FsResult};
-use crate::lower::{Contents, Number};
+use crate::lower::{Contents, LowerRef, Number};
 use crate::sys;
 
 /// Which way `lseek` looks.
@@ -24,6 +24,23 @@ pub enum Seek {
     Data,
     /// The next hole at or after the offset.
     Hole,
+}
+
+/// Where the contents of a file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the index.
+    Index,
+    /// In a file of a lower.
+    Lower,
+    /// In a file of the upper.
+    Upper,
+}
+
+/// The part of a file that has its contents.
+enum Part {
+    Lower(LowerRef),
+    Upper(Arc<Node>),
 }
 
 /// What `statfs` shows.
@@ -137,30 +154,8 @@ impl Union {
     /// # Errors
     /// `ENXIO` beyond the end, or if there is no more data.
     pub fn lseek(&self, number: Number, offset: u64, whence: Seek) -> FsResult<u64> {
-        match self.target(number)? {
-            Target::Image(ino) => {
-                let Some((_, image)) = self.lowers.image() else {
-                    return Err(Errno::STALE.into());
-                };
-                seek_contents(&image.contents(ino)?, offset, whence)
-            }
-            Target::Node(node) => {
-                check_file(&node)?;
-                let lower = {
-                    let state = node.state.read();
-                    state
-                        .upper
-                        .is_none()
-                        .then(|| state.lowers.first().cloned())
-                        .flatten()
-                };
-                let contents = match lower {
-                    Some(lower) => self.lowers.contents(&lower)?,
-                    None => Contents::File(self.upper_file(&node)?, u64::MAX),
-                };
-                seek_contents(&contents, offset, whence)
-            }
-        }
+        let part = self.part(number)?;
+        seek_contents(&self.part_contents(&part)?, offset, whence)
     }
 
     /// `copy_file_range(2)` between two files of the mount; returns how many bytes were copied.
@@ -172,15 +167,15 @@ impl Union {
         drop_privileges: bool,
     ) -> FsResult<usize> {
         let (node, target) = self.writable_file(to.0)?;
-        let (source, inline) = self.open_source(from.0)?;
+        let part = self.part(from.0)?;
         let (mut off_in, mut off_out) = (from.1, to.1);
-        let copied = match (source, inline) {
-            (Some(source), _) => sys::retry(|| {
+        let copied = match self.part_contents(&part)? {
+            Contents::File(source, _) => sys::retry(|| {
                 let (off_in, off_out) = (Some(&mut off_in), Some(&mut off_out));
                 rfs::copy_file_range(&*source, off_in, &*target, off_out, length)
             })?,
-            (None, bytes) => {
-                let window = window(&bytes, off_in, length);
+            Contents::Inline(bytes) => {
+                let window = window(bytes, off_in, length);
                 sys::copy::write_all_at(&*target, window, off_out)?;
                 window.len()
             }
@@ -191,24 +186,67 @@ impl Union {
         Ok(copied)
     }
 
-    fn open_source(&self, number: Number) -> FsResult<(Option<Arc<OwnedFd>>, Vec<u8>)> {
-        let node = self.touch(number)?;
+    /// Which part of a file has its contents.
+    fn part(&self, number: Number) -> FsResult<Part> {
+        let node = match self.target(number)? {
+            Target::Image(ino) => return Ok(Part::Lower(self.image_ref(ino)?)),
+            Target::Node(node) => node,
+        };
         check_file(&node)?;
         let lower = {
             let state = node.state.read();
-            state
-                .upper
-                .is_none()
-                .then(|| state.lowers.first().cloned())
-                .flatten()
+            match state.upper {
+                Some(_) => None,
+                None => state.lowers.first().cloned(),
+            }
         };
-        let Some(lower) = lower else {
-            return Ok((Some(self.upper_file(&node)?), Vec::new()));
-        };
-        Ok(match self.lowers.contents(&lower)? {
-            Contents::File(file, _) => (Some(file), Vec::new()),
-            Contents::Inline(bytes) => (None, bytes.to_vec()),
+        Ok(lower.map_or(Part::Upper(node), Part::Lower))
+    }
+
+    fn part_contents(&self, part: &Part) -> FsResult<Contents<'_>> {
+        match part {
+            Part::Lower(lower) => self.lowers.contents(lower),
+            Part::Upper(node) => Ok(Contents::File(self.upper_file(node)?, u64::MAX)),
+        }
+    }
+
+    /// Where a file's contents are. They stay there until somebody opens it for writing, truncates
+    /// it or changes its attributes.
+    ///
+    /// # Errors
+    /// `EISDIR`, `EINVAL` for what has no contents.
+    pub fn place_of(&self, number: Number) -> FsResult<Place> {
+        Ok(match self.part(number)? {
+            Part::Upper(_) => Place::Upper,
+            Part::Lower(lower) if self.lowers.is_in_index(&lower) => Place::Index,
+            Part::Lower(_) => Place::Lower,
         })
+    }
+
+    /// The file that has a file's contents, and where it is; `None` for contents in the index.
+    pub fn open_contents(&self, number: Number) -> FsResult<Option<(Place, Arc<OwnedFd>)>> {
+        let part = self.part(number)?;
+        let place = match part {
+            Part::Upper(_) => Place::Upper,
+            Part::Lower(_) => Place::Lower,
+        };
+        Ok(match self.part_contents(&part)? {
+            Contents::Inline(_) => None,
+            Contents::File(file, _) => Some((place, file)),
+        })
+    }
+
+    /// Gives a file that is being opened for writing a part in the upper; an empty one if it is
+    /// to be truncated.
+    pub fn make_writable(&self, number: Number, truncate: bool, caller: Caller) -> FsResult<()> {
+        if truncate {
+            let set = SetAttr {
+                size: Some(0),
+                ..SetAttr::default()
+            };
+            return self.setattr(number, &set, caller).map(drop);
+        }
+        self.writable_file(number).map(drop)
     }
 
     /// Makes a file's or directory's contents durable, and its name with them.

@@ -45,7 +45,7 @@ mod xattr;
 
 pub use attributes::{SetAttr, SetTime};
 pub use create::NewNode;
-pub use data::{FsStat, Seek};
+pub use data::{FsStat, Place, Seek};
 pub use diff::{Change, ChangeKind, LayerItem, LayerWhat};
 pub use listing::Cookie;
 pub use readdir::{DirItem, Listed};

@@ -16,5 +16,6 @@ mod many_layers;
 mod mounts;
 mod operating;
 mod ordinary_user;
+mod passthrough;
 mod real_image;
 mod support;

@@ -112,6 +112,14 @@ impl Store {
         Ok(store)
     }
 
+    /// Opens objects through another descriptor of their directory, for instance of a mount that is
+    /// read-only.
+    #[must_use]
+    pub fn with_objects_dir(self, view: impl FnOnce(BorrowedFd<'_>) -> Option<OwnedFd>) -> Self {
+        let objects = view(self.objects.as_fd()).unwrap_or(self.objects);
+        Self { objects, ..self }
+    }
+
     /// The directory of the store, an absolute path.
     pub fn root(&self) -> &Path {
         &self.root

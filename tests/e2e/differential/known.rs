@@ -22,6 +22,7 @@ struct Known {
 }
 
 const OVERLAYFS: &[Kind] = &[Kind::Overlayfs];
+const LAMINA: &[Kind] = &[Kind::LaminaDirs, Kind::LaminaImage];
 
 const TABLE: &[Known] = &[
     Known {
@@ -29,6 +30,14 @@ const TABLE: &[Known] = &[
         applies: |op, _, _| matches!(op, Op::SlotRead { .. } | Op::SlotStat { .. }),
         reason: "overlayfs: a file opened for reading before its copy-up goes on showing the lower file; \
                  Lamina shows the new data, as a plain directory does",
+    },
+    Known {
+        who: LAMINA,
+        applies: |op, _, _| {
+            matches!(op, Op::SlotRead { .. })
+                && std::env::var_os("LAMINA_IO").is_some_and(|mode| mode == "passthrough")
+        },
+        reason: "passthrough: a file opened for reading before its copy-up goes on showing the lower file",
     },
     Known {
         who: OVERLAYFS,
