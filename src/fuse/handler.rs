@@ -561,8 +561,13 @@ impl Filesystem for Handler {
             .readdirplus(self.node(ino), Cookie(offset), &mut |item, attr| {
                 let name = OsStr::from_bytes(item.name);
                 let (ino, next) = (INodeNo(item.number.0), item.next.0);
-                // An entry with an alias is looked up again before it is used.
-                let (attr, ttl) = (file_attr(attr), self.attr_ttl(item.number));
+                // An entry with an alias is looked up again before it is used, and so is one of
+                // which only the name is known.
+                let ttl = match item.number.space() {
+                    Number::SPACE_UNKNOWN => Duration::ZERO,
+                    _ => self.attr_ttl(item.number),
+                };
+                let attr = file_attr(attr);
                 if reply.add(ino, next, name, &ttl, &attr, Generation(0)) {
                     return Listed::Full;
                 }

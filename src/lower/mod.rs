@@ -33,6 +33,9 @@ impl Number {
     /// Numbers of objects of the bottom plain directory; the ones above count up from here.
     pub const SPACE_DIRS: u16 = 2;
 
+    /// Numbers of listed entries that could not be looked at; nothing can be done with them.
+    pub const SPACE_UNKNOWN: u16 = u16::MAX;
+
     const BITS: u32 = 48;
 
     /// A number of `space`. Inode numbers of more than 48 bits are folded.

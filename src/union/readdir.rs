@@ -40,9 +40,11 @@ pub enum Listed {
 /// Takes an entry of an image directory.
 type EmitImage<'a> = dyn FnMut(&[u8], Cookie, Ino, Kind) -> FsResult<Listed> + 'a;
 
-/// The number of an entry of which nothing but the name is known. The kernel looks such an entry up
-/// when it is used.
-const UNKNOWN: Number = Number(0);
+/// A number for an entry of which nothing but the name is known. The kernel must look such an entry
+/// up when it is used, and then gets the error.
+fn unknown(dir: &Node, next: Cookie) -> Number {
+    Number::new(Number::SPACE_UNKNOWN, next.0 ^ dir.number.0.rotate_left(24))
+}
 
 /// Goes on after an error that is of one entry alone: it must not hide the others.
 fn pass_over(name: &[u8], error: FsError) -> FsResult<()> {
@@ -54,10 +56,10 @@ fn pass_over(name: &[u8], error: FsError) -> FsResult<()> {
     Ok(())
 }
 
-fn nothing_known(kind: Kind) -> Attr {
+fn nothing_known(number: Number, kind: Kind) -> Attr {
     let time = Time::default();
     Attr {
-        ino: UNKNOWN.0,
+        ino: number.0,
         dev: 0,
         mode: kind.mode_bits(),
         nlink: 1,
@@ -105,7 +107,7 @@ impl Union {
                         Ok(None) => continue,
                         Err(error) => {
                             pass_over(&entry.name, error)?;
-                            UNKNOWN
+                            unknown(&dir, next)
                         }
                     };
                     let item = DirItem {
@@ -142,7 +144,7 @@ impl Union {
                 },
                 attr,
             );
-            if listed == Listed::Full && next > Cookie::DOTDOT && number != UNKNOWN {
+            if listed == Listed::Full && next > Cookie::DOTDOT {
                 self.forget(number, 1);
             }
             listed
@@ -175,7 +177,7 @@ impl Union {
                         Ok(None) => continue,
                         Err(error) => {
                             pass_over(&entry.name, error)?;
-                            nothing_known(entry.kind)
+                            nothing_known(unknown(&dir, next), entry.kind)
                         }
                     };
                     if give(&entry.name, next, &attr) == Listed::Full {
