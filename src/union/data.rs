@@ -99,7 +99,7 @@ impl Union {
         }
         drop(state);
         // From here on it stays in the upper.
-        let file = self.upper_file(node)?;
+        let file = self.upper_file_to_read(node)?;
         read_contents(Contents::File(file, u64::MAX), offset, size, buffer, give)
     }
 
@@ -206,7 +206,7 @@ impl Union {
     fn part_contents(&self, part: &Part) -> FsResult<Contents<'_>> {
         match part {
             Part::Lower(lower) => self.lowers.contents(lower),
-            Part::Upper(node) => Ok(Contents::File(self.upper_file(node)?, u64::MAX)),
+            Part::Upper(node) => Ok(Contents::File(self.upper_file_to_read(node)?, u64::MAX)),
         }
     }
 

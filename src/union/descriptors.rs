@@ -206,6 +206,19 @@ impl Union {
             })
     }
 
+    /// As [`Union::upper_file`], but one that cannot be written to will do: the upper's filesystem
+    /// may have become read-only, or the file be immutable.
+    pub(super) fn upper_file_to_read(&self, node: &Arc<Node>) -> FsResult<Arc<OwnedFd>> {
+        match self.upper_file(node) {
+            Err(error) if matches!(error.errno(), Errno::ROFS | Errno::PERM | Errno::TXTBSY) => {
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+                let handle = self.upper_handle(node)?;
+                Ok(Arc::new(sys::reopen(handle.as_fd(), flags)?))
+            }
+            result => result,
+        }
+    }
+
     fn pinned(&self, node: &Arc<Node>) -> Option<Arc<OwnedFd>> {
         node.state.read().pinned.clone()
     }

@@ -10,6 +10,7 @@ mod builds;
 mod command_line;
 mod crash;
 mod differential;
+mod faults;
 mod hostile;
 mod interchange;
 mod many_layers;
