@@ -116,7 +116,8 @@ impl Union {
         drop_privileges: bool,
     ) -> FsResult<usize> {
         let (node, file) = self.writable_file(number)?;
-        let written = sys::retry(|| rustix::io::pwrite(&*file, data, offset))?;
+        let written =
+            self.with_room(|| Ok(sys::retry(|| rustix::io::pwrite(&*file, data, offset))?))?;
         if drop_privileges {
             self.drop_privileges(&node)?;
         }
@@ -142,7 +143,7 @@ impl Union {
         drop_privileges: bool,
     ) -> FsResult<()> {
         let (node, file) = self.writable_file(number)?;
-        sys::retry(|| rfs::fallocate(&*file, mode, offset, length))?;
+        self.with_room(|| Ok(sys::retry(|| rfs::fallocate(&*file, mode, offset, length))?))?;
         if drop_privileges {
             self.drop_privileges(&node)?;
         }

@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -237,6 +238,7 @@ impl Union {
             None => Arc::new(sys::open_at(dir, name, sys::O_PATH)?),
         };
         node.state.write().pinned = Some(fd);
+        self.freed.store(true, Ordering::Relaxed);
         Ok(())
     }
 
