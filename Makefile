@@ -11,7 +11,7 @@ SHARE = $(DESTDIR)$(PREFIX)/share
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 RELEASE = $(TARGET)/release/lamina
 
-.PHONY: all demo test unit integration fuzz lint fmt bench install uninstall clean
+.PHONY: all demo test unit integration fuzz lint soak fmt bench install uninstall clean
 
 all:
 	scripts/setup build
@@ -30,6 +30,11 @@ test:
 lint unit integration fuzz:
 	scripts/setup test
 	scripts/test $@
+
+# Hours of what `make test` does for minutes.
+soak:
+	scripts/setup test
+	scripts/soak $(SOAK)
 
 bench:
 	scripts/setup bench

@@ -21,6 +21,11 @@ use crate::support::overlayfs::Layers;
 use crate::support::sandbox::Sandbox;
 use crate::support::{needs_root, output, run};
 
+/// How often an upper is filled.
+const ROUNDS: usize = 6;
+/// How many files of a lower fail.
+const FILES: usize = 16;
+
 /// A lower directory, and an upper on a filesystem of its own.
 struct Small {
     // Unmounted before the image goes.
@@ -124,7 +129,6 @@ fn fill(path: &Path) -> (i32, Vec<u8>) {
 
 /// The upper runs out of what `error` says, again and again, and is emptied again.
 fn fills_and_empties(small: &Small, error: i32) {
-    const ROUNDS: usize = 6;
     let big = noise(1, 4_000_000);
     for round in 0..ROUNDS {
         small.lower(&format!("big{round}"), &big);
@@ -386,7 +390,6 @@ fn a_lower_that_cannot_be_read_is_an_io_error_while_it_lasts() {
     needs_root!();
     let mut small = Small::new("eio", 24, &["mkfs.ext4", "-q", "-F"], "");
     let content = noise(8, 700_000);
-    const FILES: usize = 16;
     let files: Vec<_> = (0..FILES)
         .map(|_| {
             Arc::new(Failing {

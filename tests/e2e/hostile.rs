@@ -19,6 +19,9 @@ use crate::support::sandbox::Sandbox;
 use crate::support::tree::Tree;
 use crate::support::{describe, needs_root, output, run};
 
+/// Names that are swapped, and directories that are changed, behind a mount's back.
+const NAMES: usize = 60;
+const DIRS: usize = 12;
 const SECRET: &str = "what is outside of the layers";
 
 fn mark(path: impl AsRef<Path>, name: &str, value: impl AsRef<[u8]>) {
@@ -391,7 +394,6 @@ fn names_that_are_swapped_for_symlinks_do_not_lead_out() {
     needs_root!();
     let hostile = Hostile::new("swapped", 1);
     let (lower, outside) = (hostile.lower(0), hostile.sandbox.join("secret"));
-    const NAMES: usize = 60;
     for at in 0..NAMES {
         let dir = lower.join(format!("dir{at}"));
         fs::create_dir_all(dir.join("deep")).unwrap();
@@ -449,7 +451,6 @@ fn names_that_are_swapped_for_symlinks_do_not_lead_out() {
 fn layers_may_be_changed_behind_the_mounts_back() {
     needs_root!();
     let hostile = Hostile::new("behind", 2);
-    const DIRS: usize = 12;
     let fill = |dir: &Path, rng: &mut Rng| {
         fs::create_dir_all(dir.join("sub")).ok();
         for at in 0..6 {

@@ -92,6 +92,8 @@ impl History {
     }
 }
 
+type Writer = fn(&History, &Path, &mut Rng) -> io::Result<()>;
+
 /// Running writers.
 pub struct Load {
     /// What they did.
@@ -155,7 +157,6 @@ impl Load {
             begun: Mutex::default(),
             stop: AtomicBool::new(false),
         });
-        type Writer = fn(&History, &Path, &mut Rng) -> io::Result<()>;
         let writers: [Writer; 4] = [save, append_even, append_odd, rearrange];
         let threads = writers.into_iter().enumerate().map(|(at, writer)| {
             let (history, root) = (Arc::clone(&history), root.to_owned());

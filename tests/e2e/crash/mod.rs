@@ -63,6 +63,18 @@ impl Stack {
         self.lamina.mount(&self.layers.lamina_options(), target)
     }
 
+    /// The other I/O mode in every other round.
+    fn mount_for(&self, round: u64, target: &Path) -> Mount {
+        let mut options = self.layers.lamina_options();
+        let mode = if round.is_multiple_of(2) {
+            "cached"
+        } else {
+            "passthrough"
+        };
+        options.extend(["--io".into(), mode.into()]);
+        self.lamina.mount(&options, target)
+    }
+
     fn mount_volatile(&self, target: &Path) -> Mount {
         let mut options = self.layers.lamina_options();
         options.push("--volatile".into());
@@ -113,7 +125,7 @@ fn a_killed_daemon_leaves_whole_files_and_loses_no_answered_write() {
     for round in 0..rounds() {
         let dir = sandbox.dir(format!("round-{round}"));
         let stack = Stack::new(&lamina, &lower, &dir);
-        let mount = stack.mount(&target);
+        let mount = stack.mount_for(round, &target);
         let load = Load::start(&target, Arc::new(|| 0), seed + round);
         std::thread::sleep(Duration::from_millis(5 + rng.below(400) as u64));
         kill(&lamina, &sandbox, &target);
@@ -156,7 +168,7 @@ struct PowerCut {
 }
 
 impl PowerCut {
-    fn record(name: &str, seed: u64, volatile: bool) -> Self {
+    fn record(name: &str, seed: u64, round: u64, volatile: bool) -> Self {
         let sandbox = Sandbox::new(name);
         let lamina = Lamina::new(&sandbox);
         let lower = sandbox.dir("lower");
@@ -169,7 +181,7 @@ impl PowerCut {
         let mount = if volatile {
             stack.mount_volatile(&target)
         } else {
-            stack.mount(&target)
+            stack.mount_for(round, &target)
         };
         let begun = disk.now();
         let load = Load::start(&target, disk.clock(), seed);
@@ -217,11 +229,14 @@ fn what_was_synced_is_there_after_a_power_cut() {
     let seed = seed();
     let mut rng = Rng::new(seed);
     let mut left = rounds();
-    while left > 0 {
-        let cut = PowerCut::record("powercut", seed + left, false);
+    for round in 0.. {
+        if left == 0 {
+            break;
+        }
+        let cut = PowerCut::record("powercut", seed + left, round, false);
         let (begun, ended) = cut.during;
         assert!(ended > begun + 100, "the load did not reach the disk");
-        for _ in 0..left.min(40) {
+        for _ in 0..left.min(5.max(rounds() / 10)) {
             let moment = begun + rng.below(ended - begun);
             let faults = cut.faults_at(moment, &mut rng);
             assert!(
@@ -240,7 +255,7 @@ fn a_volatile_mount_syncs_nothing_until_its_end() {
     needs_root!();
     let seed = seed();
     let mut rng = Rng::new(seed);
-    let cut = PowerCut::record("volatile", seed, true);
+    let cut = PowerCut::record("volatile", seed, 0, true);
     let moments = (0..5).map(|part| cut.during.1 - part);
     let mut faults = moments.flat_map(|moment| cut.faults_at(moment, &mut rng));
     assert!(
