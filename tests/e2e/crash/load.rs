@@ -18,7 +18,7 @@ use crate::differential::rng::Rng;
 /// Lower files that are replaced, lower files that are appended to, lower directories.
 const SAVED: u64 = 12;
 const APPENDED: u64 = 80;
-const TREES: u64 = 60;
+const TREES: u64 = 150;
 const RECORD: usize = 300;
 /// Steps that are done with each lower directory.
 const STEPS: u64 = 8;
