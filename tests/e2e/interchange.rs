@@ -291,6 +291,19 @@ fn an_ordinary_users_uppers_are_overlayfs_userxattr() {
             after.clone_into(&mut shown);
         }
     }
+    // What overlayfs cannot show in this form, it refuses; nothing else is shown in its place.
+    let layers = layers(&sandbox, &lowers, "moved");
+    run(Command::new("chown")
+        .arg("-R")
+        .arg(format!("{NOBODY}:{NOBODY}"))
+        .arg(sandbox.path()));
+    let mount = user.mount(&layers.lamina_options(), &target);
+    as_user("mv \"$1/one/dir\" \"$1/moved\"", &target, None);
+    mount.unmount();
+    let script = "! ls \"$1/moved\" 2>&1; cat \"$1/two/file\"";
+    let said = as_user(script, &target, Some(&layers));
+    assert!(said.contains("not permitted"), "{said}");
+    assert!(said.contains("lower file"), "{said}");
 }
 
 /// Lines of one text that the other lacks.
