@@ -12,6 +12,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use super::known::passes_through;
 use super::lowers::LOWER_TIME;
 use super::op::{Op, Outcome, Step};
 use super::side::Side;
@@ -178,7 +179,7 @@ impl Side {
             Op::Chmod { path, mode } => done(rustix::fs::chmodat(
                 root,
                 path,
-                Mode::from_raw_mode(*mode),
+                self.settable(*mode),
                 AtFlags::empty(),
             )),
             Op::Chown {
@@ -309,9 +310,7 @@ impl Side {
                 ..
             } => write(file, *offset, *length, *seed),
             Op::SlotTruncate { length, .. } => done(rustix::fs::ftruncate(file, *length)),
-            Op::SlotChmod { mode, .. } => {
-                done(rustix::fs::fchmod(file, Mode::from_raw_mode(*mode)))
-            }
+            Op::SlotChmod { mode, .. } => done(rustix::fs::fchmod(file, self.settable(*mode))),
             Op::SlotXattr { name, value, .. } => done(rustix::fs::fsetxattr(
                 file,
                 name,
@@ -401,6 +400,18 @@ fn segments(fd: &OwnedFd) -> Outcome {
             Err(Errno::NXIO) => return Ok(found.join(" ")),
             Err(error) => return Err(error),
         }
+    }
+}
+
+impl Side {
+    /// A mode to change to. In passthrough mode, files that are open when they get set-id bits lose
+    /// them by anybody's write.
+    fn settable(&self, mode: u32) -> Mode {
+        let mode = Mode::from_raw_mode(mode);
+        if passes_through() && self.slots.iter().any(Option::is_some) {
+            return mode - (Mode::SUID | Mode::SGID);
+        }
+        mode
     }
 }
 

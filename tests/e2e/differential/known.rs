@@ -10,6 +10,11 @@
 use super::op::{Op, Outcome};
 use super::side::Kind;
 
+/// Whether Lamina is tested in passthrough mode.
+pub fn passes_through() -> bool {
+    std::env::var_os("LAMINA_IO").is_some_and(|mode| mode == "passthrough")
+}
+
 /// One intended difference from a plain directory.
 struct Known {
     /// Which filesystems show it.
@@ -33,10 +38,7 @@ const TABLE: &[Known] = &[
     },
     Known {
         who: LAMINA,
-        applies: |op, _, _| {
-            matches!(op, Op::SlotRead { .. })
-                && std::env::var_os("LAMINA_IO").is_some_and(|mode| mode == "passthrough")
-        },
+        applies: |op, _, _| matches!(op, Op::SlotRead { .. }) && passes_through(),
         reason: "passthrough: a file opened for reading before its copy-up goes on showing the lower file",
     },
     Known {

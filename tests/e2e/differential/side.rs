@@ -9,10 +9,10 @@ use rustix::fs::{Mode, OFlags};
 
 use super::lowers::Lowers;
 use super::op::SLOTS;
-use crate::support::lamina::{Lamina, Mount};
-use crate::support::run;
+use crate::support::lamina::{Lamina, Mount, wait_until};
 use crate::support::sandbox::Sandbox;
 use crate::support::tree::Tree;
+use crate::support::{describe, output, run};
 
 /// How a side holds the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,9 +166,17 @@ impl Side {
         match &mut self.mounting {
             Mounting::Native => {}
             Mounting::Overlayfs { options } => {
-                run(Command::new("mount")
-                    .args(["-t", "overlay", "overlay", "-o", options])
-                    .arg(&self.path));
+                // It is busy as long as some process that was just forked has a file of the mount
+                // before open.
+                wait_until("the mount before to be gone", || {
+                    let mut mount = Command::new("mount");
+                    mount.args(["-t", "overlay", "overlay", "-o", options]);
+                    let mounted = output(mount.arg(&self.path));
+                    let said = String::from_utf8_lossy(&mounted.stderr);
+                    let busy = said.contains("busy") || said.contains("already mounted");
+                    assert!(mounted.status.success() || busy, "{}", describe(&mounted));
+                    !busy
+                });
             }
             Mounting::Lamina {
                 lamina,
