@@ -157,7 +157,7 @@ impl Load {
             begun: Mutex::default(),
             stop: AtomicBool::new(false),
         });
-        let writers: [Writer; 4] = [save, append_even, append_odd, rearrange];
+        let writers: [Writer; 5] = [save, append_even, append_odd, rearrange, create];
         let threads = writers.into_iter().enumerate().map(|(at, writer)| {
             let (history, root) = (Arc::clone(&history), root.to_owned());
             let mut rng = Rng::new(seed ^ (at as u64 + 1) << 32);
@@ -279,6 +279,31 @@ fn rearrange(history: &History, root: &Path, rng: &mut Rng) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes new files, and syncs them but not their directories: that makes their names last too.
+fn create(history: &History, root: &Path, rng: &mut Rng) -> io::Result<()> {
+    for number in 1.. {
+        if !history.goes_on() {
+            break;
+        }
+        history.begin("new", number);
+        let path = root.join(new_file(number));
+        fs::create_dir_all(path.parent().unwrap_or(root))?;
+        let mut file = File::create(path)?;
+        file.write_all(&saved("new", number))?;
+        history.note("new", number, Sure::Done);
+        // The next sync of a file says nothing of this one.
+        if rng.chance(50) {
+            file.sync_all()?;
+            history.note(&format!("new/{number}"), 1, Sure::Synced);
+        }
+    }
+    Ok(())
+}
+
+fn new_file(number: u64) -> String {
+    format!("logs.d/{}/{number}", number / 20)
+}
+
 type Names = BTreeMap<String, Option<Vec<u8>>>;
 
 fn tree_at_first() -> Names {
@@ -347,7 +372,22 @@ impl History {
         self.check_saved(root, sure, moment, &mut faults);
         self.check_logs(root, sure, moment, &mut faults);
         self.check_trees(root, sure, moment, &mut faults);
+        self.check_new(root, sure, moment, &mut faults);
         faults
+    }
+
+    fn check_new(&self, root: &Path, sure: Sure, moment: usize, faults: &mut Vec<String>) {
+        let done = self.least("new", sure, moment);
+        for number in 1..=self.most("new") {
+            let must = match sure {
+                Sure::Done => number <= done,
+                Sure::Synced => self.least(&format!("new/{number}"), sure, moment) == 1,
+            };
+            let path = new_file(number);
+            if must && fs::read(root.join(&path)).ok() != Some(saved("new", number)) {
+                faults.push(format!("{path}: not there, or not what was written"));
+            }
+        }
     }
 
     fn check_saved(&self, root: &Path, sure: Sure, moment: usize, faults: &mut Vec<String>) {
