@@ -88,7 +88,27 @@ fn clear(found: &Found) -> anyhow::Result<()> {
             named::remove(&store, name)?;
         }
     }
-    Ok(found.clear()?)
+    found.clear()?;
+    if let Some(upper) = &record.upper {
+        wait_for_release(upper)?;
+    }
+    Ok(())
+}
+
+/// Waits until a daemon that was killed has let go of its upper: it loses its locks one after the
+/// other, with whatever else it had open, which may take the kernel a moment.
+fn wait_for_release(upper: &Path) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while record::is_dir_locked(upper) && Instant::now() < deadline {
+        let records = record::all().context("cannot read the records of live mounts")?;
+        let own = |found: &Found| found.record.upper.as_deref() == Some(upper);
+        if records.iter().any(own) {
+            // Another mount has it by now.
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// The record of a mount: of the topmost at a mount point; else of a name, in the store that the

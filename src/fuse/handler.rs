@@ -397,6 +397,10 @@ impl Handler {
                     let mut entry = wire::entry(item.number.0, attr, ttl);
                     // One with an alias is looked up again before it is used.
                     entry.entry_valid = ttl.as_secs();
+                    if item.number.space() == Number::SPACE_UNKNOWN {
+                        // Only its name is known: the kernel asks when it needs more.
+                        entry = abi::EntryOut::default();
+                    }
                     let entry = Some(&entry);
                     Listed::taken_if(wire::push_dirent(listing, limit, entry, dirent, item.name))
                 })?;

@@ -24,6 +24,8 @@ use crate::upper::mark::Namespace;
 const PIECE: usize = 2048;
 /// Prefix of AUFS's whiteouts, which also OCI archives use.
 const WH_PREFIX: &[u8] = b".wh.";
+/// A file that takes more blocks (of 512 bytes) than this has data of its own.
+const MOST_XATTR_BLOCKS: u64 = 256;
 /// AUFS's mark of an opaque directory.
 const WH_OPAQUE: &[u8] = b".wh..wh..opq";
 
@@ -34,6 +36,20 @@ pub struct DirObject {
     pub path: Arc<[u8]>,
     /// The number it has in the mount.
     pub number: Number,
+    /// Where its contents are.
+    pub data: DataPlace,
+}
+
+/// Where the contents of a regular file of a layer are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataPlace {
+    /// In the file.
+    Own,
+    /// In a layer below, which is not known yet: overlayfs, of whose making the layer is, copied up
+    /// nothing but attributes (its option `metacopy`).
+    Below,
+    /// In this file.
+    At(Arc<LowerRef>),
 }
 
 /// A plain directory.
@@ -42,6 +58,8 @@ pub struct DirLayer {
     dev: u64,
     space: u16,
     namespace: Namespace,
+    /// Whether there may be whiteouts that are marked files.
+    marked_whiteouts: bool,
     dirs: FdCache<Arc<[u8]>>,
     files: FdCache<Arc<[u8]>>,
     /// All names of files that have several, found by one walk when first asked for.
@@ -59,11 +77,13 @@ impl DirLayer {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
         let dev = sys::stat_fd(&root)?.dev;
+        let marked_whiteouts = namespace.has_marked_whiteouts(root.as_fd())?;
         Ok(Self {
             root,
             dev,
             space,
             namespace,
+            marked_whiteouts,
             dirs: FdCache::new(descriptors / 2),
             files: FdCache::new(descriptors / 2),
             links: OnceLock::new(),
@@ -79,6 +99,7 @@ impl DirLayer {
         DirObject {
             path: Arc::from(&b""[..]),
             number,
+            data: DataPlace::Own,
         }
     }
 
@@ -157,12 +178,13 @@ impl DirLayer {
                 Found::Nothing
             });
         };
-        if attr.is_whiteout() {
+        if self.is_whiteout(&dir, name, &attr)? {
             return Ok(Found::Whiteout);
         }
         let object = DirObject {
             path: join(&at.path, name).into(),
             number: self.number(&attr),
+            data: self.data_place(&dir, name, &attr)?,
         };
         Ok(Found::Object(
             LowerRef {
@@ -173,12 +195,45 @@ impl DirLayer {
         ))
     }
 
+    fn is_whiteout(&self, dir: &OwnedFd, name: &[u8], attr: &Attr) -> SysResult<bool> {
+        if attr.is_whiteout() {
+            return Ok(true);
+        }
+        if !self.marked_whiteouts || attr.kind() != Kind::File || attr.size != 0 {
+            return Ok(false);
+        }
+        let fd = sys::open_at(dir, name, sys::O_PATH)?;
+        Ok(self.namespace.has_marked_whiteouts(dir.as_fd())?
+            && self.namespace.is_marked_whiteout(fd.as_fd())?)
+    }
+
+    /// Whether a file has its own contents. One that does not is all hole: it takes no more blocks
+    /// than extended attributes may.
+    fn data_place(&self, dir: &OwnedFd, name: &[u8], attr: &Attr) -> SysResult<DataPlace> {
+        if attr.kind() != Kind::File || attr.size == 0 || attr.blocks > MOST_XATTR_BLOCKS {
+            return Ok(DataPlace::Own);
+        }
+        let fd = sys::open_at(dir, name, sys::O_PATH)?;
+        Ok(if self.namespace.is_metacopy(fd.as_fd())? {
+            DataPlace::Below
+        } else {
+            DataPlace::Own
+        })
+    }
+
+    /// Where the redirect mark of a file without data says that they are.
+    pub(super) fn data_redirect(&self, object: &DirObject) -> FsResult<Option<Vec<u8>>> {
+        Ok(self.namespace.redirect(self.node(object)?.as_fd())?)
+    }
+
     pub(super) fn for_each_entry(
         &self,
         at: &DirObject,
         each: &mut dyn FnMut(LowerEntry<'_>) -> FsResult<()>,
     ) -> FsResult<()> {
         let dir = self.dir(at)?;
+        let marked_whiteouts =
+            self.marked_whiteouts && self.namespace.has_marked_whiteouts(dir.as_fd())?;
         sys::dir::for_each_entry(&*dir, |entry| {
             if entry.name == WH_OPAQUE {
                 return Ok(());
@@ -189,14 +244,22 @@ impl DirLayer {
             let number = Number::new(self.space, entry.ino);
             match entry.kind {
                 // Whiteouts are devices, and mount points show the number of what they cover.
-                Some(kind) if kind != Kind::Char && kind != Kind::Dir => each(LowerEntry {
-                    name: entry.name,
-                    kind: Some(kind),
-                    number,
-                }),
+                Some(kind)
+                    if kind != Kind::Char
+                        && kind != Kind::Dir
+                        && !(marked_whiteouts && kind == Kind::File) =>
+                {
+                    each(LowerEntry {
+                        name: entry.name,
+                        kind: Some(kind),
+                        number,
+                    })
+                }
                 _ => match sys::find_at(&*dir, entry.name)? {
                     None => Ok(()),
-                    Some(attr) if attr.is_whiteout() => each(whiteout(entry.name)),
+                    Some(attr) if self.is_whiteout(&dir, entry.name, &attr)? => {
+                        each(whiteout(entry.name))
+                    }
                     Some(attr) => each(LowerEntry {
                         name: entry.name,
                         kind: Some(attr.kind()),
@@ -239,10 +302,16 @@ impl DirLayer {
 
     pub(super) fn contents(&self, object: &DirObject) -> FsResult<Contents<'_>> {
         let fd = self.files.get_or_open(Arc::clone(&object.path), || {
+            // What was a file when it was looked up may by now be a pipe or a terminal.
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
             // Reading a layer should not change even its access times; only an owner may ask.
-            match self.open_path(&object.path, OFlags::RDONLY | OFlags::NOATIME) {
-                Err(Errno::PERM) => self.open_path(&object.path, OFlags::RDONLY),
+            let fd = match self.open_path(&object.path, flags | OFlags::NOATIME) {
+                Err(Errno::PERM) => self.open_path(&object.path, flags),
                 result => result,
+            }?;
+            match sys::stat_fd(&fd)?.kind() {
+                Kind::File => Ok(fd),
+                _ => Err(Errno::IO),
             }
         })?;
         let size = sys::stat_fd(&*fd)?.size;

@@ -16,7 +16,7 @@ use crate::error::{FsError, FsResult};
 pub mod dir;
 pub mod image;
 
-use dir::{DirLayer, DirObject};
+use dir::{DataPlace, DirLayer, DirObject};
 use image::ImageLayer;
 
 /// `st_ino` and node id of an object: the high 16 bits say whose number the low 48 bits are.
@@ -32,6 +32,9 @@ impl Number {
     pub const SPACE_UPPER: u16 = 1;
     /// Numbers of objects of the bottom plain directory; the ones above count up from here.
     pub const SPACE_DIRS: u16 = 2;
+
+    /// Numbers of listed entries that could not be looked at; nothing can be done with them.
+    pub const SPACE_UNKNOWN: u16 = u16::MAX;
 
     const BITS: u32 = 48;
 
@@ -105,6 +108,9 @@ pub enum Found {
     Object(LowerRef, Kind),
 }
 
+/// Where in the layers below the contents of a file are, if not under its own name.
+pub type DataRedirect = Option<Vec<u8>>;
+
 /// One entry of a directory in a layer.
 pub struct LowerEntry<'a> {
     /// Its name.
@@ -167,6 +173,11 @@ impl Lowers {
             },
         };
         self.layers.iter().enumerate().map(root).collect()
+    }
+
+    /// Whether no layer is below this one.
+    pub fn is_bottom(&self, layer: LayerIx) -> bool {
+        usize::from(layer.0) + 1 >= self.layers.len()
     }
 
     /// Whether there is but one layer.
@@ -232,7 +243,26 @@ impl Lowers {
 
     /// The contents of a regular file.
     pub fn contents(&self, at: &LowerRef) -> FsResult<Contents<'_>> {
+        let at = match &at.object {
+            LowerObject::Dir(DirObject {
+                data: DataPlace::At(data),
+                ..
+            }) => data,
+            _ => at,
+        };
         dispatch!(self, at, |layer, object| layer.contents(object))
+    }
+
+    /// Whether the contents of a file are in a layer below, and where they must be looked for.
+    pub fn lacks_data(&self, at: &LowerRef) -> FsResult<Option<DataRedirect>> {
+        match (self.layers.get(usize::from(at.layer.0)), &at.object) {
+            (Some(Layer::Dir(layer)), LowerObject::Dir(object))
+                if object.data == DataPlace::Below =>
+            {
+                layer.data_redirect(object).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Whether the contents of a regular file are in the image's index.

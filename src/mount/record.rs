@@ -185,6 +185,11 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether a process has an upper locked.
+pub fn is_dir_locked(dir: &Path) -> bool {
+    File::open(dir).is_ok_and(|dir| is_locked(&dir))
+}
+
 fn is_locked(file: &File) -> bool {
     rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
 }

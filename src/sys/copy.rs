@@ -15,7 +15,10 @@ pub fn copy_contents(from: impl AsFd, to: impl AsFd, size: u64) -> SysResult<()>
         return Ok(());
     }
     if rfs::ioctl_ficlone(&to, &from).is_ok() {
-        // The source may have grown or shrunk meanwhile only if it is not ours to trust.
+        // The source grows or shrinks only if someone changes a layer behind our back.
+        if super::stat_fd(&to)?.size < size {
+            return Err(Errno::IO);
+        }
         return rfs::ftruncate(&to, size);
     }
     rfs::ftruncate(&to, size)?;
@@ -26,6 +29,10 @@ pub fn copy_contents(from: impl AsFd, to: impl AsFd, size: u64) -> SysResult<()>
         };
         copy_range(&from, &to, start, end)?;
         position = end;
+    }
+    // Beyond its end there is no data either, which is no hole.
+    if super::stat_fd(&from)?.size < size {
+        return Err(Errno::IO);
     }
     Ok(())
 }
@@ -55,8 +62,8 @@ fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> SysResult
         let done =
             retry(|| rfs::copy_file_range(&from, Some(&mut off_in), &to, Some(&mut off_out), want));
         match done {
-            // The source is shorter than it was said to be: the rest stays a hole.
-            Ok(0) => return Ok(()),
+            // The source is shorter than it was said to be: a hole would pass for its contents.
+            Ok(0) => return Err(Errno::IO),
             Ok(_) => {}
             Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => {
                 return copy_by_buffer(from, to, off_in, end);
@@ -79,7 +86,7 @@ fn copy_by_buffer(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> SysRe
         };
         let got = retry(|| rustix::io::pread(&from, &mut *window, position))?;
         if got == 0 {
-            break;
+            return Err(Errno::IO);
         }
         write_all_at(&to, window.get(..got).unwrap_or_default(), position)?;
         position += got as u64;

@@ -40,8 +40,8 @@ impl Union {
         }
         self.upper()?;
         for _ in 0..ATTEMPTS {
-            self.copy_up_parents(node)?;
-            if self.copy_up_one(node, keep)? {
+            self.with_room(|| self.copy_up_parents(node))?;
+            if self.with_room(|| self.copy_up_one(node, keep))? {
                 return Ok(());
             }
         }

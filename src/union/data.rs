@@ -99,7 +99,7 @@ impl Union {
         }
         drop(state);
         // From here on it stays in the upper.
-        let file = self.upper_file(node)?;
+        let file = self.upper_file_to_read(node)?;
         read_contents(Contents::File(file, u64::MAX), offset, size, buffer, give)
     }
 
@@ -116,7 +116,8 @@ impl Union {
         drop_privileges: bool,
     ) -> FsResult<usize> {
         let (node, file) = self.writable_file(number)?;
-        let written = sys::retry(|| rustix::io::pwrite(&*file, data, offset))?;
+        let written =
+            self.with_room(|| Ok(sys::retry(|| rustix::io::pwrite(&*file, data, offset))?))?;
         if drop_privileges {
             self.drop_privileges(&node)?;
         }
@@ -142,7 +143,7 @@ impl Union {
         drop_privileges: bool,
     ) -> FsResult<()> {
         let (node, file) = self.writable_file(number)?;
-        sys::retry(|| rfs::fallocate(&*file, mode, offset, length))?;
+        self.with_room(|| Ok(sys::retry(|| rfs::fallocate(&*file, mode, offset, length))?))?;
         if drop_privileges {
             self.drop_privileges(&node)?;
         }
@@ -206,7 +207,7 @@ impl Union {
     fn part_contents(&self, part: &Part) -> FsResult<Contents<'_>> {
         match part {
             Part::Lower(lower) => self.lowers.contents(lower),
-            Part::Upper(node) => Ok(Contents::File(self.upper_file(node)?, u64::MAX)),
+            Part::Upper(node) => Ok(Contents::File(self.upper_file_to_read(node)?, u64::MAX)),
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -206,6 +207,19 @@ impl Union {
             })
     }
 
+    /// As [`Union::upper_file`], but one that cannot be written to will do: the upper's filesystem
+    /// may have become read-only, or the file be immutable.
+    pub(super) fn upper_file_to_read(&self, node: &Arc<Node>) -> FsResult<Arc<OwnedFd>> {
+        match self.upper_file(node) {
+            Err(error) if matches!(error.errno(), Errno::ROFS | Errno::PERM | Errno::TXTBSY) => {
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+                let handle = self.upper_handle(node)?;
+                Ok(Arc::new(sys::reopen(handle.as_fd(), flags)?))
+            }
+            result => result,
+        }
+    }
+
     fn pinned(&self, node: &Arc<Node>) -> Option<Arc<OwnedFd>> {
         node.state.read().pinned.clone()
     }
@@ -224,6 +238,7 @@ impl Union {
             None => Arc::new(sys::open_at(dir, name, sys::O_PATH)?),
         };
         node.state.write().pinned = Some(fd);
+        self.freed.store(true, Ordering::Relaxed);
         Ok(())
     }
 

@@ -9,6 +9,8 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use lamina_layers::digest::{ChainId, DiffId};
 use lamina_layers::index::Ino;
@@ -30,6 +32,7 @@ mod data;
 mod descriptors;
 mod diff;
 mod listing;
+mod metacopy;
 mod moved;
 mod node;
 mod readdir;
@@ -117,6 +120,10 @@ pub struct Union {
     root: Arc<Node>,
     fds: FdCache<FdKey>,
     moved: moved::MovedDirs,
+    /// Whether a last name went since somebody last waited for its space in vain.
+    freed: AtomicBool,
+    /// Held while a file of the upper is given the data that it lacks; a leaf.
+    completing: parking_lot::Mutex<()>,
     /// Tells this stack of layers from another in the marks of copied-up files.
     tag: String,
     /// Whom files of an image belong to that belong to root in it: this process's own ids where
@@ -181,6 +188,8 @@ impl Union {
             root,
             fds,
             moved: moved::MovedDirs::default(),
+            freed: AtomicBool::new(false),
+            completing: parking_lot::Mutex::new(()),
             tag,
             root_ids,
         })
@@ -192,6 +201,28 @@ impl Union {
             upper.close()?;
         }
         Ok(())
+    }
+
+    /// Calls what needs room in the upper. An object whose last name is gone takes space until the
+    /// kernel has told us that nobody has it open, which may be a moment after the program was
+    /// told that it is deleted: so who finds no room after a deletion waits for that moment.
+    fn with_room<T>(&self, mut act: impl FnMut() -> FsResult<T>) -> FsResult<T> {
+        let is_full = |result: &FsResult<T>| {
+            let errno = result.as_ref().err().map(FsError::errno);
+            matches!(errno, Some(Errno::NOSPC | Errno::DQUOT))
+        };
+        let mut result = act();
+        if is_full(&result) && self.freed.swap(false, Ordering::Relaxed) {
+            for milliseconds in [1, 2, 4, 8, 16, 32] {
+                std::thread::sleep(Duration::from_millis(milliseconds));
+                result = act();
+                if !is_full(&result) {
+                    self.freed.store(true, Ordering::Relaxed);
+                    break;
+                }
+            }
+        }
+        result
     }
 
     /// Whether changes are refused.

@@ -10,7 +10,7 @@ use lamina_layers::index::Ino;
 use super::listing::{Cookie, ListEntry, Listing};
 use super::node::Node;
 use super::{Target, Union};
-use crate::attr::{Attr, Kind};
+use crate::attr::{Attr, Kind, Time};
 use crate::error::{FsError, FsResult};
 use crate::lower::Number;
 use crate::sys;
@@ -47,6 +47,41 @@ impl Listed {
 /// Takes an entry of an image directory.
 type EmitImage<'a> = dyn FnMut(&[u8], Cookie, Ino, Kind) -> FsResult<Listed> + 'a;
 
+/// A number for an entry of which nothing but the name is known. The kernel must look such an entry
+/// up when it is used, and then gets the error.
+fn unknown(dir: &Node, next: Cookie) -> Number {
+    Number::new(Number::SPACE_UNKNOWN, next.0 ^ dir.number.0.rotate_left(24))
+}
+
+/// Goes on after an error that is of one entry alone: it must not hide the others.
+fn pass_over(name: &[u8], error: FsError) -> FsResult<()> {
+    if error.explanation().is_none() && !matches!(error.errno(), Errno::IO | Errno::LOOP) {
+        return Err(error);
+    }
+    let name = name.escape_ascii();
+    tracing::warn!("of the listed {name} nothing but the name can be told: {error}");
+    Ok(())
+}
+
+fn nothing_known(number: Number, kind: Kind) -> Attr {
+    let time = Time::default();
+    Attr {
+        ino: number.0,
+        dev: 0,
+        mode: kind.mode_bits(),
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        blocks: 0,
+        blksize: 4096,
+        atime: time,
+        mtime: time,
+        ctime: time,
+    }
+}
+
 impl Union {
     /// Lists a directory from a position on, `.` and `..` included.
     ///
@@ -74,8 +109,13 @@ impl Union {
                     return Ok(());
                 }
                 for (next, entry) in listing.after(from) {
-                    let Some(number) = self.number_in(&dir, entry)? else {
-                        continue;
+                    let number = match self.number_in(&dir, entry) {
+                        Ok(Some(number)) => number,
+                        Ok(None) => continue,
+                        Err(error) => {
+                            pass_over(&entry.name, error)?;
+                            unknown(&dir, next)
+                        }
                     };
                     let item = DirItem {
                         name: &entry.name,
@@ -142,7 +182,10 @@ impl Union {
                         Ok(Some(attr)) => attr,
                         // Gone since the listing was made.
                         Ok(None) => continue,
-                        Err(error) => return Err(error),
+                        Err(error) => {
+                            pass_over(&entry.name, error)?;
+                            nothing_known(unknown(&dir, next), entry.kind)
+                        }
                     };
                     if give(&entry.name, next, &attr) == Listed::Full {
                         break;

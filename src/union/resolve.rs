@@ -35,6 +35,38 @@ pub(super) enum UpperName {
     Taken,
 }
 
+/// How many names one lookup may look at. Redirect marks of layers made with malice can send a lookup
+/// through ever more paths, each of which has further marks on its way.
+const MOST_STEPS: u32 = 1 << 16;
+
+/// What is left of them.
+pub(super) struct Steps(u32);
+
+impl Steps {
+    fn new() -> Self {
+        Self(MOST_STEPS)
+    }
+
+    fn take(&mut self) -> FsResult<()> {
+        match self.0.checked_sub(1) {
+            Some(left) => self.0 = left,
+            None => return Err(FsError::from(Errno::LOOP)),
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a redirect mark that has a part which is no name: it could lead out of the layers.
+fn check_redirect(redirect: &[u8], part: &[u8]) -> FsResult<()> {
+    if matches!(part, b"" | b"." | b"..") || part.contains(&b'/') || part.len() > NAME_MAX {
+        return Err(FsError::damage(format_args!(
+            "a directory's redirect mark is no path within the layers: {}",
+            redirect.escape_ascii()
+        )));
+    }
+    Ok(())
+}
+
 impl Union {
     /// Looks up a name; `None` if it does not exist. The kernel now knows the node once more.
     ///
@@ -109,6 +141,7 @@ impl Union {
                 UpperFound::Nothing => {}
                 UpperFound::Whiteout => return Ok(None),
                 UpperFound::Object(entry) => {
+                    let entry = self.completed(&fd, name, entry, &lowers)?;
                     let kind = entry.attr.kind();
                     let lowers = self.lowers_under(&entry, &lowers, name)?;
                     return Ok(Some(Resolved {
@@ -132,26 +165,47 @@ impl Union {
         if entry.attr.kind() != Kind::Dir || entry.marks.opaque {
             return Ok(LowerParts::new());
         }
-        let found = match &entry.marks.redirect {
-            Some(path) if path.first() == Some(&b'/') => self.resolve_path(path)?,
-            Some(other_name) => self.resolve_lower(parent, other_name)?,
-            None => self.resolve_lower(parent, name)?,
-        };
+        let found = self.resolve_marked(entry, parent, name)?;
         Ok(match found {
             Some(found) if found.kind == Kind::Dir => found.lowers,
             _ => LowerParts::new(),
         })
     }
 
-    /// What a path from the roots of the lowers means, the upper left out.
-    fn resolve_path(&self, path: &[u8]) -> FsResult<Option<Resolved>> {
-        let mut parts = LowerParts::from(self.lowers.roots());
+    /// What the lowers have for an object of the upper: under its own name, or where its redirect
+    /// mark says.
+    pub(super) fn resolve_marked(
+        &self,
+        entry: &UpperEntry,
+        parent: &LowerParts,
+        name: &[u8],
+    ) -> FsResult<Option<Resolved>> {
+        match &entry.marks.redirect {
+            Some(redirect) => {
+                let roots = LowerParts::from(self.lowers.roots());
+                self.follow(redirect, parent, &roots, &mut Steps::new())
+            }
+            None => self.resolve_lower(parent, name),
+        }
+    }
+
+    /// What a redirect mark means: a path from `roots`, or a name in `dirs`.
+    fn follow(
+        &self,
+        redirect: &[u8],
+        dirs: &LowerParts,
+        roots: &LowerParts,
+        steps: &mut Steps,
+    ) -> FsResult<Option<Resolved>> {
+        let Some(path) = redirect.strip_prefix(b"/") else {
+            check_redirect(redirect, redirect)?;
+            return self.resolve_within(dirs, redirect, steps);
+        };
+        let mut parts = roots.clone();
         let mut found = None;
-        for name in path
-            .split(|&byte| byte == b'/')
-            .filter(|name| !name.is_empty())
-        {
-            match self.resolve_lower(&parts, name)? {
+        for name in path.split(|&byte| byte == b'/') {
+            check_redirect(redirect, name)?;
+            match self.resolve_within(&parts, name, steps)? {
                 Some(next) => {
                     parts.clone_from(&next.lowers);
                     found = Some(next);
@@ -168,9 +222,19 @@ impl Union {
         dirs: &LowerParts,
         name: &[u8],
     ) -> FsResult<Option<Resolved>> {
+        self.resolve_within(dirs, name, &mut Steps::new())
+    }
+
+    pub(super) fn resolve_within(
+        &self,
+        dirs: &LowerParts,
+        name: &[u8],
+        steps: &mut Steps,
+    ) -> FsResult<Option<Resolved>> {
+        steps.take()?;
         let mut lowers = LowerParts::new();
         let mut redirect: Option<Vec<u8>> = None;
-        for (at, dir) in dirs.iter().enumerate() {
+        for dir in dirs {
             let found = match &redirect {
                 None => self.lowers.child(dir, name)?,
                 Some(_) => break,
@@ -179,7 +243,8 @@ impl Union {
                 Found::Nothing => {}
                 Found::Whiteout => break,
                 Found::Object(part, Kind::Dir) => {
-                    let last = at + 1 == dirs.len();
+                    // A redirect leads to layers below even if they have nothing under this name.
+                    let last = self.lowers.is_bottom(part.layer);
                     let opaque = !last && self.lowers.is_opaque(&part)?;
                     if !last && !opaque {
                         redirect = self.lowers.redirect(&part)?;
@@ -191,7 +256,7 @@ impl Union {
                 }
                 Found::Object(part, kind) => {
                     if lowers.is_empty() {
-                        lowers.push(part);
+                        lowers.push(self.with_data(part, dirs, name, steps)?);
                         return Ok(Some(Resolved {
                             kind,
                             upper: None,
@@ -203,7 +268,10 @@ impl Union {
             }
         }
         if let (Some(redirect), Some(last)) = (redirect, lowers.last().cloned()) {
-            lowers.extend(self.redirected(&redirect, dirs, &last)?);
+            let found = self.redirected(&redirect, dirs, &last, steps)?;
+            if let Some(found) = found.filter(|found| found.kind == Kind::Dir) {
+                lowers.extend(found.lowers);
+            }
         }
         let found = !lowers.is_empty();
         Ok(found.then_some(Resolved {
@@ -213,34 +281,18 @@ impl Union {
         }))
     }
 
-    /// The parts of a moved directory in the layers below `above`.
-    fn redirected(
+    /// What a redirect mark of `above` means in the layers below it.
+    pub(super) fn redirected(
         &self,
         redirect: &[u8],
         dirs: &LowerParts,
         above: &LowerRef,
-    ) -> FsResult<LowerParts> {
+        steps: &mut Steps,
+    ) -> FsResult<Option<Resolved>> {
         let below = |part: &LowerRef| part.layer.0 > above.layer.0;
-        let found = if redirect.first() == Some(&b'/') {
-            let mut parts: LowerParts = self.lowers.roots().into_iter().filter(below).collect();
-            for name in redirect
-                .split(|&byte| byte == b'/')
-                .filter(|name| !name.is_empty())
-            {
-                match self.resolve_lower(&parts, name)? {
-                    Some(next) => parts = next.lowers,
-                    None => return Ok(LowerParts::new()),
-                }
-            }
-            return Ok(parts);
-        } else {
-            let parts: LowerParts = dirs.iter().filter(|part| below(part)).cloned().collect();
-            self.resolve_lower(&parts, redirect)?
-        };
-        Ok(match found {
-            Some(found) if found.kind == Kind::Dir => found.lowers,
-            _ => LowerParts::new(),
-        })
+        let dirs: LowerParts = dirs.iter().filter(|part| below(part)).cloned().collect();
+        let roots: LowerParts = self.lowers.roots().into_iter().filter(below).collect();
+        self.follow(redirect, &dirs, &roots, steps)
     }
 
     /// Whether the lowers have something under a name, so that a whiteout is needed to hide it.

@@ -101,6 +101,42 @@ impl Namespace {
         )
     }
 
+    /// Whether a regular file has its attributes only, and its data is in a layer below: what
+    /// overlayfs makes with its option `metacopy`, and Lamina never.
+    pub fn is_metacopy(self, fd: BorrowedFd<'_>) -> SysResult<bool> {
+        Ok(sys::get_xattr(fd, &self.mark(OVERLAY, b"metacopy"))?.is_some())
+    }
+
+    /// Takes the mark away that says that a file's data is elsewhere, and the one that says where.
+    pub fn clear_metacopy(self, fd: BorrowedFd<'_>) -> SysResult<()> {
+        for name in [&b"metacopy"[..], b"redirect"] {
+            match sys::remove_xattr(fd, &self.mark(OVERLAY, name)) {
+                Err(Errno::NODATA) => {}
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a file in overlayfs's index has names that are not in the upper. Its mark has the
+    /// difference between the link count users see and the upper's, which counts the index too:
+    /// `U-1` when all names are there. (`L…`, relative to the lower's, is what a crash leaves.)
+    pub fn has_names_below(self, fd: BorrowedFd<'_>) -> SysResult<bool> {
+        let nlink = sys::get_xattr(fd, &self.mark(OVERLAY, b"nlink"))?;
+        Ok(nlink.is_some_and(|value| value != b"U-1"))
+    }
+
+    /// Whether whiteouts in a directory may be empty files with a mark, as overlayfs allows in
+    /// layers: then it is marked, and so is the root of the layer.
+    pub fn has_marked_whiteouts(self, dir: BorrowedFd<'_>) -> SysResult<bool> {
+        Ok(sys::get_xattr(dir, &self.mark(OVERLAY, b"opaque"))?.is_some_and(|value| value == b"x"))
+    }
+
+    /// Whether an empty file is marked as a whiteout.
+    pub fn is_marked_whiteout(self, fd: BorrowedFd<'_>) -> SysResult<bool> {
+        Ok(sys::get_xattr(fd, &self.mark(OVERLAY, b"whiteout"))?.is_some())
+    }
+
     /// All marks of an object of the upper.
     pub fn read(self, fd: BorrowedFd<'_>) -> SysResult<Marks> {
         let mut marks = Marks::default();
@@ -112,6 +148,7 @@ impl Namespace {
             match rest {
                 b"overlay.opaque" => marks.opaque = self.is_opaque(fd)?,
                 b"overlay.redirect" => marks.redirect = self.redirect(fd)?,
+                b"overlay.metacopy" => marks.metacopy = true,
                 b"lamina.node" => {
                     if let Some(text) = sys::get_xattr(fd, name)? {
                         marks.node = NodeMark::parse(&text);
@@ -150,6 +187,8 @@ pub struct Marks {
     pub opaque: bool,
     /// Where its lower parts are.
     pub redirect: Option<Vec<u8>>,
+    /// A regular file whose data is in a layer below.
+    pub metacopy: bool,
     /// What the upper's filesystem could not hold.
     pub node: NodeMark,
 }

@@ -86,6 +86,18 @@ pub enum UpperError {
         /// What says so.
         mark: PathBuf,
     },
+    /// Some names of a file are joined by overlayfs's index alone.
+    #[error(
+        "overlayfs with index=on changed hard links in upper directory {upper:?} whose other names \
+         only its index knows, which Lamina does not read: with overlayfs, write to the other names \
+         too (or copy what you need), or remove {index:?} to give those names their old contents"
+    )]
+    Index {
+        /// The upper directory.
+        upper: PathBuf,
+        /// The index.
+        index: PathBuf,
+    },
     /// The filesystem lacks something.
     #[error(
         "the filesystem of upper directory {upper:?} cannot hold extended attributes ({tried}): \
@@ -130,6 +142,8 @@ pub struct Upper {
     namespace: Namespace,
     dev: u64,
     volatile: bool,
+    /// Whether nothing may be changed, as it is another process's.
+    only_looked_at: bool,
     /// Whether file ownership can be changed at will.
     privileged: bool,
     /// Whether modes do not bind this process.
@@ -139,6 +153,8 @@ pub struct Upper {
     _work_lock: OwnedFd,
 }
 
+/// Where overlayfs keeps a name for each file with hard links that it copied up.
+const INDEX: &str = "index";
 const VOLATILE_MARK: &str = "work/incompat/volatile";
 
 impl Upper {
@@ -161,6 +177,12 @@ impl Upper {
             path: dirs.work.clone(),
             source,
         };
+        if index_joins_names(&work_base).map_err(fail)? {
+            return Err(UpperError::Index {
+                upper: dirs.upper.clone(),
+                index: dirs.work.join(INDEX),
+            });
+        }
         let work = scratch_dir(&work_base).map_err(fail)?;
         let upper = Self::with(dirs, root, work, work_base, volatile)?;
         if volatile {
@@ -182,6 +204,7 @@ impl Upper {
             namespace,
             dev,
             volatile: true,
+            only_looked_at: true,
             privileged: namespace == Namespace::Trusted,
             overrides_modes: has_capability(CapabilitySet::DAC_OVERRIDE),
             counter: AtomicU64::new(0),
@@ -213,6 +236,7 @@ impl Upper {
             namespace,
             dev,
             volatile,
+            only_looked_at: false,
             privileged: namespace == Namespace::Trusted,
             overrides_modes: has_capability(CapabilitySet::DAC_OVERRIDE),
             counter: AtomicU64::new(0),
@@ -262,6 +286,11 @@ impl Upper {
     /// Whether `fsync` and the like are to be skipped.
     pub fn is_volatile(&self) -> bool {
         self.volatile
+    }
+
+    /// Whether it was opened beside the mount that uses it.
+    pub fn is_only_looked_at(&self) -> bool {
+        self.only_looked_at
     }
 
     /// Whether owners can be set and devices be made, so that no mark need stand for them.
@@ -397,6 +426,26 @@ fn lock(what: &'static str, path: &Path, fd: &OwnedFd) -> Result<(), UpperError>
             source,
         }),
     }
+}
+
+/// Whether overlayfs has copied up a file whose names are not all in the upper.
+/// Its index has one more name for each file with hard links, and marks the file.
+fn index_joins_names(base: &OwnedFd) -> SysResult<bool> {
+    let index = match sys::open_dir_at(base, INDEX.as_bytes()) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+        index => index?,
+    };
+    let namespace = reading_namespace();
+    let mut joins = false;
+    sys::dir::for_each_entry(&index, |entry| -> SysResult<()> {
+        let fd = sys::open_at(&index, entry.name, sys::O_PATH)?;
+        let attr = sys::stat_fd(&fd)?;
+        if attr.kind() != Kind::Dir && !attr.is_whiteout() {
+            joins |= namespace.has_names_below(fd.as_fd())?;
+        }
+        Ok(())
+    })?;
+    Ok(joins)
 }
 
 /// The empty directory `work/work`, as overlayfs has it.

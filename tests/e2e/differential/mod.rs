@@ -14,7 +14,7 @@ mod generate;
 mod known;
 mod lowers;
 mod op;
-mod rng;
+pub mod rng;
 mod side;
 
 use std::fmt::Write as _;

@@ -20,6 +20,7 @@ pub struct Lamina {
     program: PathBuf,
     store: PathBuf,
     user: Option<u32>,
+    wrapper: Vec<&'static str>,
 }
 
 impl Lamina {
@@ -29,6 +30,7 @@ impl Lamina {
             program: env!("CARGO_BIN_EXE_lamina").into(),
             store: sandbox.join("store"),
             user: None,
+            wrapper: Vec::new(),
         }
     }
 
@@ -45,6 +47,7 @@ impl Lamina {
             program,
             store: home.join("store"),
             user: Some(uid),
+            wrapper: Vec::new(),
         }
     }
 
@@ -52,6 +55,14 @@ impl Lamina {
     pub fn with_store(&self, store: &Path) -> Self {
         Self {
             store: store.to_owned(),
+            ..self.clone()
+        }
+    }
+
+    /// The same, started by a program such as prlimit, given with its options.
+    pub fn under(&self, wrapper: &[&'static str]) -> Self {
+        Self {
+            wrapper: wrapper.to_vec(),
             ..self.clone()
         }
     }
@@ -67,7 +78,14 @@ impl Lamina {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let mut command = Command::new(&self.program);
+        let mut command = match self.wrapper.as_slice() {
+            [] => Command::new(&self.program),
+            [wrapper, options @ ..] => {
+                let mut command = Command::new(wrapper);
+                command.args(options).arg(&self.program);
+                command
+            }
+        };
         command
             .args(arguments)
             .env("LAMINA_STORE", &self.store)

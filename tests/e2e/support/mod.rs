@@ -1,9 +1,12 @@
 //! What the end-to-end tests share: a place to work in, the program, trees to compare.
 
+pub mod disk;
+pub mod fake;
 pub mod fixture;
 pub mod lamina;
 pub mod layers;
 pub mod listing;
+pub mod overlayfs;
 pub mod pair;
 pub mod sandbox;
 pub mod tree;
