@@ -57,23 +57,18 @@ fn system_time(time: Time) -> SystemTime {
         .unwrap_or(UNIX_EPOCH)
 }
 
+/// A time from a request. fuser takes the nanoseconds, which count forwards, from times before
+/// 1970 as if they counted backwards: this puts back together what the kernel sent.
 fn time_of(time: SystemTime) -> Time {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => Time {
             sec: after.as_secs() as i64,
             nsec: after.subsec_nanos(),
         },
-        Err(before) => {
-            let before = before.duration();
-            let sec = -(before.as_secs() as i64);
-            match before.subsec_nanos() {
-                0 => Time { sec, nsec: 0 },
-                nsec => Time {
-                    sec: sec - 1,
-                    nsec: 1_000_000_000 - nsec,
-                },
-            }
-        }
+        Err(before) => Time {
+            sec: -(before.duration().as_secs() as i64),
+            nsec: before.duration().subsec_nanos(),
+        },
     }
 }
 
@@ -131,16 +126,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_before_1970_and_far_ahead_round_trip() {
-        for (sec, nsec) in [
-            (0, 0),
-            (-1, 1),
-            (-1, 999_999_999),
-            (-86_400, 0),
-            (1 << 34, 5),
+    fn times_before_1970_and_far_ahead_are_told_to_fuser() {
+        let before = |sec, nsec| UNIX_EPOCH - Duration::new(sec, nsec);
+        for (sec, nsec, expected) in [
+            (0, 0, UNIX_EPOCH),
+            (-1, 1, before(0, 999_999_999)),
+            (-1, 999_999_999, before(0, 1)),
+            (-86_400, 0, before(86_400, 0)),
+            (1 << 34, 5, UNIX_EPOCH + Duration::new(1 << 34, 5)),
         ] {
-            let time = Time { sec, nsec };
-            assert_eq!(time_of(system_time(time)), time);
+            assert_eq!(system_time(Time { sec, nsec }), expected);
+        }
+    }
+
+    #[test]
+    fn times_before_1970_are_taken_from_fuser_as_it_gives_them() {
+        for (sec, nsec) in [(-1, 0), (-1, 1), (-1, 999_999_999), (-86_400, 5)] {
+            let given = UNIX_EPOCH - Duration::new(-sec as u64, nsec);
+            assert_eq!(time_of(given), Time { sec, nsec });
         }
     }
 
