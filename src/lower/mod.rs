@@ -174,6 +174,11 @@ impl Lowers {
         self.layers.len() == 1
     }
 
+    /// Whether there are no layers below this one.
+    pub fn is_bottom(&self, layer: LayerIx) -> bool {
+        usize::from(layer.0) + 1 >= self.layers.len()
+    }
+
     /// The image among the lowers, if there is one.
     pub fn image(&self) -> Option<(LayerIx, &ImageLayer)> {
         self.layers

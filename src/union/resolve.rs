@@ -170,7 +170,7 @@ impl Union {
     ) -> FsResult<Option<Resolved>> {
         let mut lowers = LowerParts::new();
         let mut redirect: Option<Vec<u8>> = None;
-        for (at, dir) in dirs.iter().enumerate() {
+        for dir in dirs {
             let found = match &redirect {
                 None => self.lowers.child(dir, name)?,
                 Some(_) => break,
@@ -179,7 +179,8 @@ impl Union {
                 Found::Nothing => {}
                 Found::Whiteout => break,
                 Found::Object(part, Kind::Dir) => {
-                    let last = at + 1 == dirs.len();
+                    // A moved directory can have parts where its parent has none.
+                    let last = self.lowers.is_bottom(part.layer);
                     let opaque = !last && self.lowers.is_opaque(&part)?;
                     if !last && !opaque {
                         redirect = self.lowers.redirect(&part)?;

@@ -4,6 +4,7 @@ pub mod fixture;
 pub mod lamina;
 pub mod layers;
 pub mod listing;
+pub mod raw;
 pub mod sandbox;
 pub mod tree;
 
