@@ -14,4 +14,5 @@ mod mounts;
 mod operating;
 mod ordinary_user;
 mod real_image;
+mod stress;
 mod support;

@@ -619,6 +619,7 @@ fn stands_rotation(op: &Op) -> bool {
         op,
         Op::Link { .. }
             | Op::SlotLink { .. }
+            | Op::Segments { .. } // space that was allocated and not written is not copied
             | Op::Mknod {
                 kind: FileType::Socket,
                 ..

@@ -14,10 +14,10 @@ mod apply;
 mod apply_open;
 mod generate;
 mod generate_open;
-mod known;
+pub mod known;
 mod lowers;
 mod op;
-mod rng;
+pub mod rng;
 mod side;
 
 use std::fmt::Write as _;
