@@ -58,6 +58,19 @@ impl Fixture {
         self.union = Some(Union::open(&self.config).unwrap());
     }
 
+    /// The upper becomes the topmost lower.
+    fn rotate(&mut self) {
+        self.union = None;
+        let dirs = self.config.upper.as_mut().unwrap();
+        let old = dirs.upper.clone();
+        dirs.upper = old.with_extension("next");
+        dirs.work = old.with_extension("next-work");
+        fs::create_dir(&dirs.upper).unwrap();
+        fs::create_dir(&dirs.work).unwrap();
+        self.config.lowers.insert(0, old);
+        self.union = Some(Union::open(&self.config).unwrap());
+    }
+
     fn upper(&self, path: &str) -> std::path::PathBuf {
         self.dir.path().join("upper").join(path)
     }
@@ -201,6 +214,36 @@ fn hard_links_into_a_moved_directory_survive_copy_up() {
             t.remount();
         }
     }
+}
+
+#[test]
+fn directories_that_a_layer_moved_are_found_and_can_be_moved_again() {
+    let mut t = Fixture::new();
+    t.create("", "new", Kind::Dir);
+    t.rename(("", "d"), ("new", "d"), RenameMode::Replace);
+    t.rotate();
+    assert_eq!(t.read("new/d/sub/h"), "lower h");
+    t.rename(("new/d", "sub"), ("e", "sub"), RenameMode::Replace);
+    t.rename(("", "new"), ("e", "new"), RenameMode::Replace);
+    for _ in 0..2 {
+        assert_eq!(t.read("e/sub/h"), "lower h");
+        assert_eq!(t.read("e/new/d/g"), "lower g");
+        assert!(t.find("e/new/d/sub").is_none());
+        t.rotate();
+    }
+}
+
+#[test]
+fn a_device_of_a_layer_that_was_an_upper_stays_what_it_is() {
+    let mut t = Fixture::new();
+    if !rustix::process::geteuid().is_root() {
+        return; // nobody else can make devices
+    }
+    t.create("d", "null", Kind::Char);
+    t.rotate();
+    let found = t.find("d/null").unwrap();
+    assert_eq!((found.kind(), found.rdev), (Kind::Char, 0));
+    assert!(t.names("d").contains(&"null".to_owned()));
 }
 
 #[test]
