@@ -63,8 +63,9 @@ impl Fixture {
         self.union = None;
         let dirs = self.config.upper.as_mut().unwrap();
         let old = dirs.upper.clone();
-        dirs.upper = old.with_extension("next");
-        dirs.work = old.with_extension("next-work");
+        let number = self.config.lowers.len();
+        dirs.upper = old.with_file_name(format!("upper{number}"));
+        dirs.work = old.with_file_name(format!("work{number}"));
         fs::create_dir(&dirs.upper).unwrap();
         fs::create_dir(&dirs.work).unwrap();
         self.config.lowers.insert(0, old);

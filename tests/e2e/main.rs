@@ -8,6 +8,7 @@
 mod bad_input;
 mod builds;
 mod command_line;
+mod data;
 mod differential;
 mod many_layers;
 mod mounts;
