@@ -514,7 +514,7 @@ impl Filesystem for Handler {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -525,7 +525,7 @@ impl Filesystem for Handler {
         let flags = XattrFlags::from_bits_retain(flags as u32);
         let set = self
             .union
-            .setxattr(node(ino), name.as_bytes(), value, flags);
+            .setxattr(node(ino), name.as_bytes(), value, flags, caller(req));
         reply_empty("setxattr", reply, set);
     }
 

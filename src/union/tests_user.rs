@@ -147,7 +147,7 @@ fn files_and_directories_of_any_mode_are_made_changed_and_found_again() {
             let file = number(u, &format!("f{before:o}"));
             u.write(file, 0, b"data", false).unwrap();
             let xattr = rustix::fs::XattrFlags::empty();
-            u.setxattr(file, b"user.x", b"1", xattr).unwrap();
+            u.setxattr(file, b"user.x", b"1", xattr, ME).unwrap();
             assert_eq!(&*u.getxattr(file, b"user.x").unwrap(), b"1");
         });
     }

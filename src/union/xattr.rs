@@ -7,13 +7,17 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::node::Node;
-use super::{Caller, Target, Union};
+use super::{Caller, SetAttr, Target, Union};
+use crate::attr::PERMISSIONS;
 use crate::error::{FsError, FsResult};
 use crate::lower::{LowerObject, LowerRef, Number};
 use crate::sys;
 
 /// The ACL whose first entries are the permission bits.
 pub(super) const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+
+/// The set-group-id bit of a mode.
+const SET_GROUP_ID: u32 = 0o2000;
 
 /// Where a node's attributes are.
 enum Source {
@@ -102,6 +106,7 @@ impl Union {
         name: &[u8],
         value: &[u8],
         flags: XattrFlags,
+        caller: Caller,
     ) -> FsResult<()> {
         let upper = self.upper()?;
         let node = self.touch(number)?;
@@ -111,8 +116,21 @@ impl Union {
         let stored = upper.namespace().stored_name(name);
         let handle = self.upper_handle(&node)?;
         sys::set_xattr(handle.as_fd(), &stored, value, flags)?;
-        if name == ACCESS_ACL && !upper.is_privileged() {
+        if name != ACCESS_ACL {
+            return Ok(());
+        }
+        if !upper.is_privileged() {
             self.mode_was_set(&node, handle.as_fd())?;
+        }
+        // The kernel leaves this to us, as it does with chmod by one who is not of the group. Of
+        // the caller's groups only the first is known.
+        let attr = self.node_attr(&node)?;
+        if caller.uid != 0 && attr.mode & SET_GROUP_ID != 0 && caller.gid != attr.gid {
+            let set = SetAttr {
+                mode: Some(attr.mode & PERMISSIONS & !SET_GROUP_ID),
+                ..SetAttr::default()
+            };
+            self.setattr(number, &set, caller)?;
         }
         Ok(())
     }
