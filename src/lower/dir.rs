@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -14,7 +14,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::{Contents, Found, LayerIx, LowerEntry, LowerObject, LowerRef, Number};
-use crate::attr::{Attr, Kind};
+use crate::attr::{Attr, Kind, PERMISSIONS};
 use crate::error::FsResult;
 use crate::fdcache::FdCache;
 use crate::sys::{self, SysResult};
@@ -157,11 +157,33 @@ impl DirLayer {
     }
 
     pub(super) fn attr(&self, object: &DirObject) -> FsResult<Attr> {
-        let attr = sys::stat_fd(self.node(object)?)?;
+        let node = self.node(object)?;
+        let attr = self.with_marks(node.as_fd(), sys::stat_fd(&node)?)?;
         Ok(Attr {
             ino: object.number.0,
             ..attr
         })
+    }
+
+    /// What an upper that became a layer could not say but by a mark: that a device is 0:0, and
+    /// owners and modes where an ordinary user made it.
+    fn with_marks(&self, fd: BorrowedFd<'_>, attr: Attr) -> SysResult<Attr> {
+        let marked = match self.namespace {
+            Namespace::Trusted => attr.kind() == Kind::Char,
+            Namespace::User => matches!(attr.kind(), Kind::File | Kind::Dir),
+        };
+        if !marked {
+            return Ok(attr);
+        }
+        match self.namespace.node(fd) {
+            Ok(mark) => Ok(Attr {
+                mode: attr.kind().mode_bits() | mark.apply(attr).mode & PERMISSIONS,
+                ..mark.apply(attr)
+            }),
+            // Attributes of somebody else's file, or none at all.
+            Err(Errno::ACCESS | Errno::PERM | Errno::OPNOTSUPP) => Ok(attr),
+            Err(errno) => Err(errno),
+        }
     }
 
     pub(super) fn child(&self, layer: LayerIx, at: &DirObject, name: &[u8]) -> FsResult<Found> {

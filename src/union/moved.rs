@@ -28,16 +28,37 @@ impl MovedDirs {
     /// Notes that the directory with this lower path is, or is about to be, elsewhere.
     pub fn note(&self, path: &[u8], node: &Arc<Node>) {
         let before = self.by_path.lock().insert(path.to_vec(), Arc::clone(node));
-        if !before.is_some_and(|before| Arc::ptr_eq(&before, node)) {
+        if !before
+            .as_ref()
+            .is_some_and(|before| Arc::ptr_eq(before, node))
+        {
             node.keep();
+            if let Some(before) = before {
+                before.release();
+            }
         }
+    }
+
+    /// Lets go of a directory that was removed.
+    pub fn forget(&self, node: &Arc<Node>) {
+        // An empty directory is referred to by nobody but us, if at all.
+        if !node.is_referred_to() {
+            return;
+        }
+        self.by_path.lock().retain(|_, kept| {
+            let gone = Arc::ptr_eq(kept, node);
+            if gone {
+                kept.release();
+            }
+            !gone
+        });
     }
 
     fn get(&self, path: &[u8]) -> Option<Arc<Node>> {
         let mut by_path = self.by_path.lock();
         let dead = by_path.get(path).is_some_and(|node| node.state.read().dead);
-        if dead {
-            by_path.remove(path);
+        if dead && let Some(node) = by_path.remove(path) {
+            node.release();
         }
         by_path.get(path).cloned()
     }

@@ -222,9 +222,19 @@ impl Node {
         self.state.write().names.push(new);
     }
 
-    /// Keeps the node in the table for good: something refers to it that is no name.
+    /// Keeps the node in the table: something refers to it that is no name.
     pub fn keep(&self) {
         self.children.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes one [`Node::keep`] back.
+    pub fn release(&self) {
+        self.children.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether something but the kernel refers to it.
+    pub fn is_referred_to(&self) -> bool {
+        self.children.load(Ordering::Relaxed) > 0
     }
 
     /// Removes a name; returns whether none is left.

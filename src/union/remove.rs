@@ -150,6 +150,7 @@ impl Union {
     pub(super) fn bury_dir(&self, dir: &Arc<Node>, name: &[u8], victim: &Arc<Node>) {
         victim.remove_name(dir, name);
         victim.state.write().dead = true;
+        self.moved.forget(victim);
         self.fds.remove(&super::FdKey::dir(victim.number));
         dir.subdirs_changed(-1);
     }

@@ -12,7 +12,7 @@ use rustix::fs::{self as rfs, AtFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::Union;
-use super::node::{DirState, Node};
+use super::node::{DirState, Node, NodeName};
 use super::resolve::{Resolved, UpperName};
 use crate::attr::Kind;
 use crate::error::{FsError, FsResult};
@@ -370,21 +370,43 @@ impl Union {
         }
         let namespace = self.upper()?.namespace();
         let dir = self.upper_dir(node)?;
-        let lower = node.state.read().lowers.first().cloned();
-        match lower {
-            Some(lower) => {
-                let mut path = vec![b'/'];
-                path.extend(self.lowers.path_of(&lower)?);
-                if path.len() > REDIRECT_MAX {
-                    return Err(Errno::XDEV.into());
-                }
-                namespace.set_redirect(dir.as_fd(), &path)?;
-                self.moved.note(&path, node);
+        let has_lowers = !node.state.read().lowers.is_empty();
+        if has_lowers {
+            let path = self.path_in_lowers(node)?;
+            if path.len() > REDIRECT_MAX {
+                return Err(Errno::XDEV.into());
             }
-            None if self.lower_has(to.dir, to.name)? => namespace.set_opaque(dir.as_fd())?,
-            None => {}
+            namespace.set_redirect(dir.as_fd(), &path)?;
+            self.moved.note(&path, node);
+        } else if self.lower_has(to.dir, to.name)? {
+            namespace.set_opaque(dir.as_fd())?;
         }
         Ok(())
+    }
+
+    /// Where the lower parts of a directory are in the lowers merged, which need not be where each
+    /// layer has them: a layer may have moved what is below it. Starts with a slash. The directory
+    /// is in the upper.
+    fn path_in_lowers(&self, node: &Arc<Node>) -> FsResult<Vec<u8>> {
+        let namespace = self.upper()?.namespace();
+        let mut names = Vec::new();
+        let mut at = Arc::clone(node);
+        let mut path = loop {
+            let Some(NodeName { parent, name }) = at.any_name() else {
+                break Vec::new(); // the root
+            };
+            match namespace.redirect(self.upper_dir(&at)?.as_fd())? {
+                Some(path) if path.first() == Some(&b'/') => break path,
+                Some(other_name) => names.push(other_name),
+                None => names.push(name.to_vec()),
+            }
+            at = parent;
+        };
+        for name in names.iter().rev() {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        Ok(path)
     }
 
     /// For `RENAME_WHITEOUT`: the device that the caller wants under the old name.

@@ -137,6 +137,12 @@ impl Namespace {
         Ok(sys::get_xattr(fd, &self.mark(OVERLAY, b"whiteout"))?.is_some())
     }
 
+    /// The `node` mark of an object of a layer that was an upper.
+    pub fn node(self, fd: BorrowedFd<'_>) -> SysResult<NodeMark> {
+        let value = sys::get_xattr(fd, &self.mark(LAMINA, b"node"))?;
+        Ok(value.map_or_else(NodeMark::default, |text| NodeMark::parse(&text)))
+    }
+
     /// All marks of an object of the upper.
     pub fn read(self, fd: BorrowedFd<'_>) -> SysResult<Marks> {
         let mut marks = Marks::default();

@@ -7,40 +7,48 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{
     Access, AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid,
-    XattrFlags,
 };
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::known::passes_through;
 use super::lowers::LOWER_TIME;
-use super::op::{Op, Outcome, Step};
+use super::op::{Op, Outcome, Step, Time, Who, without_idle_sgid};
 use super::side::Side;
 
 impl Step {
     /// Asks `side` for it.
     pub fn apply(&self, side: &mut Side) -> Outcome {
-        if self.as_user {
-            become_user(1000);
-        }
+        let umask = rustix::process::umask(Mode::from_raw_mode(self.umask));
+        become_who(self.who);
         let outcome = side.apply(&self.op);
-        if self.as_user {
-            become_user(0);
-        }
+        become_who(Who::Root);
+        rustix::process::umask(umask);
         outcome
     }
 }
 
 /// Switches this thread's effective ids; its real ones stay root's, so that it can come back.
-fn become_user(id: u32) {
-    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
-    let set_uid = || rustix::thread::set_thread_res_uid(None, uid, None);
-    let set_gid = || rustix::thread::set_thread_res_gid(None, gid, None);
-    // The group first on the way down, the user first on the way up: each needs root's rights.
-    let switched = if id == 0 {
-        set_uid().and_then(|()| set_gid())
+fn become_who(who: Who) {
+    let (uid, gid, groups): (u32, u32, &[u32]) = match who {
+        Who::Root => (0, 0, &[]),
+        Who::User => (1000, 1000, &[]),
+        Who::Grouped => (1000, 2000, &[1000, 3000]),
+        Who::Stranger => (2000, 2000, &[]),
+    };
+    let groups: Vec<Gid> = groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+    let set_uid = || rustix::thread::set_thread_res_uid(None, Uid::from_raw(uid), None);
+    let set_gid = || rustix::thread::set_thread_res_gid(None, Gid::from_raw(gid), None);
+    let set_groups = || rustix::thread::set_thread_groups(&groups);
+    // The groups first on the way down, the user first on the way up: each needs root's rights.
+    let switched = if uid == 0 {
+        set_uid()
+            .and_then(|()| set_gid())
+            .and_then(|()| set_groups())
     } else {
-        set_gid().and_then(|()| set_uid())
+        set_groups()
+            .and_then(|()| set_gid())
+            .and_then(|()| set_uid())
     };
     switched.expect("switching ids");
 }
@@ -48,34 +56,47 @@ fn become_user(id: u32) {
 impl Side {
     fn apply(&mut self, op: &Op) -> Outcome {
         match op {
-            Op::Open { .. }
-            | Op::Close { .. }
-            | Op::SlotRead { .. }
-            | Op::SlotWrite { .. }
-            | Op::SlotTruncate { .. }
-            | Op::SlotStat { .. }
-            | Op::SlotChmod { .. }
-            | Op::SlotXattr { .. }
-            | Op::SlotSync { .. }
-            | Op::SlotLink { .. } => self.apply_to_slot(op),
             Op::Write { .. }
             | Op::Read { .. }
             | Op::Truncate { .. }
             | Op::Segments { .. }
             | Op::Fallocate { .. }
             | Op::CopyRange { .. }
+            | Op::Syncfs
             | Op::Fsync { .. } => self.apply_to_data(op),
             Op::SetXattr { .. }
             | Op::GetXattr { .. }
             | Op::ListXattr { .. }
+            | Op::XattrRoom { .. }
             | Op::RemoveXattr { .. } => self.apply_to_xattrs(op),
-            _ => self.apply_to_names(op),
+            Op::Mkdir { .. }
+            | Op::Mknod { .. }
+            | Op::Symlink { .. }
+            | Op::Readlink { .. }
+            | Op::Link { .. }
+            | Op::Unlink { .. }
+            | Op::Rmdir { .. }
+            | Op::RemoveTree { .. }
+            | Op::Rename { .. }
+            | Op::Chmod { .. }
+            | Op::Chown { .. }
+            | Op::Utimens { .. } => self.apply_to_names(op),
+            Op::List { .. }
+            | Op::ListSeeking { .. }
+            | Op::Stat { .. }
+            | Op::Access { .. }
+            | Op::Statfs { .. } => self.ask(op),
+            _ => self.apply_to_slot(op),
         }
     }
 
-    fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    pub(super) fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        self.open_with(path, flags, 0o644)
+    }
+
+    pub(super) fn open_with(&self, path: &str, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        rustix::fs::openat(self.root(), path, flags, Mode::from_raw_mode(0o644))
+        rustix::fs::openat(self.root(), path, flags, Mode::from_raw_mode(mode))
     }
 
     fn apply_to_data(&self, op: &Op) -> Outcome {
@@ -135,6 +156,7 @@ impl Side {
                 }
                 copy_range(&source, &target, *offset_in, *offset_out, *length)
             }
+            Op::Syncfs => done(rustix::fs::syncfs(self.root())),
             Op::Fsync { path } => done(rustix::fs::fsync(self.open(path, OFlags::RDONLY)?)),
             other => unreachable!("{other:?} is not about data"),
         }
@@ -176,11 +198,11 @@ impl Side {
             Op::Rename { from, to, flags } => {
                 done(rustix::fs::renameat_with(root, from, root, to, *flags))
             }
-            Op::Chmod { path, mode } => done(rustix::fs::chmodat(
+            Op::Chmod { path, mode, follow } => done(rustix::fs::chmodat(
                 root,
                 path,
                 self.settable(*mode),
-                AtFlags::empty(),
+                follow_flag(*follow),
             )),
             Op::Chown {
                 path,
@@ -199,25 +221,21 @@ impl Side {
             }
             Op::Utimens {
                 path,
-                seconds,
-                nanoseconds,
+                times,
                 follow,
-            } => {
-                let time = Timespec {
-                    tv_sec: *seconds,
-                    tv_nsec: *nanoseconds,
-                };
-                let times = Timestamps {
-                    last_access: time,
-                    last_modification: time,
-                };
-                done(rustix::fs::utimensat(
-                    root,
-                    path,
-                    &times,
-                    follow_flag(*follow),
-                ))
-            }
+            } => done(rustix::fs::utimensat(
+                root,
+                path,
+                &timestamps(times),
+                follow_flag(*follow),
+            )),
+            other => unreachable!("{other:?} is not about names"),
+        }
+    }
+
+    fn ask(&self, op: &Op) -> Outcome {
+        let root = self.root();
+        match op {
             Op::List { path } => list(root, path),
             Op::Stat { path, follow } => {
                 rustix::fs::statat(root, path, follow_flag(*follow)).map(|stat| show_stat(&stat))
@@ -226,11 +244,16 @@ impl Side {
                 let access = Access::from_bits_retain(*mode);
                 done(rustix::fs::accessat(root, path, access, AtFlags::EACCESS))
             }
+            Op::ListSeeking { path, every } => list_seeking(root, path, *every),
             Op::Statfs { path } => {
                 let fd = self.open(path, OFlags::RDONLY)?;
-                rustix::fs::fstatvfs(fd).map(|found| format!("names to {} bytes", found.f_namemax))
+                let found = rustix::fs::fstatvfs(fd)?;
+                Ok(format!(
+                    "names to {} bytes, {} blocks of {}, {} files",
+                    found.f_namemax, found.f_blocks, found.f_frsize, found.f_files
+                ))
             }
-            other => unreachable!("{other:?} is not about names"),
+            other => unreachable!("{other:?} is no question"),
         }
     }
 
@@ -256,13 +279,12 @@ impl Side {
             Op::ListXattr { path } => {
                 let mut names = vec![0; 64 << 10];
                 let length = rustix::fs::llistxattr(self.absolute(path), &mut names[..])?;
-                let mut names: Vec<_> = names[..length]
-                    .split(|&byte| byte == 0)
-                    .map(<[u8]>::escape_ascii)
-                    .map(|name| name.to_string())
-                    .collect();
-                names.sort();
-                Ok(names.join(" ").trim().to_owned())
+                Ok(show_names(&names[..length]))
+            }
+            Op::XattrRoom { path, name, room } => {
+                let mut value = vec![0; *room];
+                let length = rustix::fs::lgetxattr(self.absolute(path), name, &mut value[..])?;
+                Ok(format!("{length} bytes"))
             }
             Op::RemoveXattr { path, name } => {
                 done(rustix::fs::lremovexattr(self.absolute(path), name))
@@ -270,71 +292,13 @@ impl Side {
             other => unreachable!("{other:?} is not about extended attributes"),
         }
     }
-
-    fn apply_to_slot(&mut self, op: &Op) -> Outcome {
-        if let Op::Open { slot, path, flags } = op {
-            self.slots[*slot] = None;
-            let fd = self.open(path, *flags)?;
-            self.slots[*slot] = Some(File::from(fd));
-            return Ok(String::new());
-        }
-        if let Op::Close { slot } = op {
-            self.slots[*slot] = None;
-            return Ok(String::new());
-        }
-        let slot = match op {
-            Op::SlotRead { slot, .. }
-            | Op::SlotWrite { slot, .. }
-            | Op::SlotTruncate { slot, .. }
-            | Op::SlotStat { slot }
-            | Op::SlotChmod { slot, .. }
-            | Op::SlotXattr { slot, .. }
-            | Op::SlotSync { slot }
-            | Op::SlotLink { slot, .. } => *slot,
-            other => unreachable!("{other:?} is not about an open file"),
-        };
-        let Some(file) = &self.slots[slot] else {
-            return Err(Errno::BADF);
-        };
-        let is_file = rustix::fs::fstat(file)
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
-        if !is_file && matches!(op, Op::SlotChmod { .. } | Op::SlotXattr { .. }) {
-            return Err(Errno::INVAL); // overlayfs gives a removed fifo its name back
-        }
-        match op {
-            Op::SlotRead { offset, length, .. } => read(file, *offset, *length),
-            Op::SlotWrite {
-                offset,
-                length,
-                seed,
-                ..
-            } => write(file, *offset, *length, *seed),
-            Op::SlotTruncate { length, .. } => done(rustix::fs::ftruncate(file, *length)),
-            Op::SlotChmod { mode, .. } => done(rustix::fs::fchmod(file, self.settable(*mode))),
-            Op::SlotXattr { name, value, .. } => done(rustix::fs::fsetxattr(
-                file,
-                name,
-                value,
-                XattrFlags::empty(),
-            )),
-            Op::SlotSync { .. } => done(rustix::fs::fdatasync(file)),
-            Op::SlotLink { to, .. } => done(rustix::fs::linkat(
-                file,
-                "",
-                self.root(),
-                to,
-                AtFlags::EMPTY_PATH,
-            )),
-            _ => rustix::fs::fstat(file).map(|stat| show_stat(&stat)),
-        }
-    }
 }
 
-fn done(result: rustix::io::Result<()>) -> Outcome {
+pub(super) fn done(result: rustix::io::Result<()>) -> Outcome {
     result.map(|()| String::new())
 }
 
-fn follow_flag(follow: bool) -> AtFlags {
+pub(super) fn follow_flag(follow: bool) -> AtFlags {
     if follow {
         AtFlags::empty()
     } else {
@@ -342,20 +306,28 @@ fn follow_flag(follow: bool) -> AtFlags {
     }
 }
 
-fn errno(error: &std::io::Error) -> Errno {
+pub(super) fn errno(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
-fn write(file: &File, offset: u64, length: usize, seed: u8) -> Outcome {
+pub(super) fn write(file: &File, offset: u64, length: usize, seed: u8) -> Outcome {
     let data: Vec<u8> = (0..length)
         .map(|at| seed.wrapping_add((at * 7 % 251) as u8))
         .collect();
+    if is_fifo(file) {
+        return Err(Errno::SPIPE);
+    }
     file.write_all_at(&data, offset)
         .map(|()| String::new())
         .map_err(|error| errno(&error))
 }
 
-fn read(file: &File, offset: u64, length: usize) -> Outcome {
+pub(super) fn is_fifo(file: &File) -> bool {
+    rustix::fs::fstat(file)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
+}
+
+pub(super) fn read(file: &File, offset: u64, length: usize) -> Outcome {
     let mut data = vec![0; length];
     let mut filled = 0;
     while filled < length {
@@ -369,13 +341,13 @@ fn read(file: &File, offset: u64, length: usize) -> Outcome {
 }
 
 /// The first bytes of a SHA-256, as a number.
-fn digest(data: &[u8]) -> String {
+pub(super) fn digest(data: &[u8]) -> String {
     let digest = Sha256::digest(data);
     let first = digest.first_chunk().copied().map(u64::from_be_bytes);
     format!("{:016x}", first.unwrap_or_default())
 }
 
-fn segments(fd: &OwnedFd) -> Outcome {
+pub(super) fn segments(fd: &OwnedFd) -> Outcome {
     let stat = rustix::fs::fstat(fd)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(Errno::INVAL); // positions in a directory mean nothing
@@ -406,7 +378,7 @@ fn segments(fd: &OwnedFd) -> Outcome {
 impl Side {
     /// A mode to change to. In passthrough mode, files that are open when they get set-id bits lose
     /// them by anybody's write.
-    fn settable(&self, mode: u32) -> Mode {
+    pub(super) fn settable(&self, mode: u32) -> Mode {
         let mode = Mode::from_raw_mode(mode);
         if passes_through() && self.slots.iter().any(Option::is_some) {
             return mode - (Mode::SUID | Mode::SGID);
@@ -420,9 +392,9 @@ fn same_file(a: &OwnedFd, b: &OwnedFd) -> rustix::io::Result<bool> {
     Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
 }
 
-fn copy_range(
-    source: &OwnedFd,
-    target: &OwnedFd,
+pub(super) fn copy_range(
+    source: impl AsFd,
+    target: impl AsFd,
     mut from: u64,
     mut to: u64,
     length: usize,
@@ -430,9 +402,9 @@ fn copy_range(
     let mut copied = 0;
     while copied < length {
         let count = rustix::fs::copy_file_range(
-            source,
+            &source,
             Some(&mut from),
-            target,
+            &target,
             Some(&mut to),
             length - copied,
         )?;
@@ -444,9 +416,75 @@ fn copy_range(
     Ok(format!("{copied} copied"))
 }
 
+/// A list of extended attributes, in order.
+pub(super) fn show_names(list: &[u8]) -> String {
+    let mut names: Vec<_> = list
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(|name| name.escape_ascii().to_string())
+        .collect();
+    names.sort();
+    names.join(" ")
+}
+
+pub(super) fn timestamps(times: &[Time; 2]) -> Timestamps {
+    let [last_access, last_modification] = times.map(|time| match time {
+        Time::At(tv_sec, tv_nsec) => Timespec { tv_sec, tv_nsec },
+        Time::Now => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        },
+        Time::Omit => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+    });
+    Timestamps {
+        last_access,
+        last_modification,
+    }
+}
+
+/// Lists with room for few entries at a time, and after every `every` of them goes back by one and
+/// wants to be told the same name again.
+fn list_seeking(root: impl AsFd, path: &str, every: usize) -> Outcome {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(root, path, flags, Mode::empty())?;
+    let next = || -> Result<Option<(String, u64)>, Errno> {
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 280]; // one entry with the longest name
+        let mut raw = rustix::fs::RawDir::new(&dir, &mut buffer);
+        let Some(entry) = raw.next().transpose()? else {
+            return Ok(None);
+        };
+        let name = entry.file_name().to_bytes().escape_ascii().to_string();
+        Ok(Some((name, entry.next_entry_cookie())))
+    };
+    let (mut names, mut at) = (Vec::new(), 0);
+    loop {
+        rustix::fs::seek(&dir, SeekFrom::Start(at))?;
+        let Some((name, after)) = next()? else { break };
+        if names.len() % every == 0 {
+            rustix::fs::seek(&dir, SeekFrom::Start(at))?;
+            let again = next()?.map(|(name, _)| name);
+            if again.as_ref() != Some(&name) {
+                return Ok(format!("at {at} first {name}, then {again:?}"));
+            }
+        }
+        names.push(name);
+        at = after;
+    }
+    names.sort();
+    Ok(names.join(" "))
+}
+
 fn list(root: impl AsFd, path: &str) -> Outcome {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::openat(root, path, flags, Mode::empty())?;
+    list_open(&dir)
+}
+
+/// What a directory that is open lists.
+pub(super) fn list_open(dir: impl AsFd) -> Outcome {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
@@ -482,11 +520,14 @@ fn remove_tree(dir: impl AsFd + Copy, name: &[u8]) -> Outcome {
 }
 
 /// What of a stat all filesystems must agree on. Times of this test's own writes become "now".
-fn show_stat(stat: &Stat) -> String {
+pub(super) fn show_stat(stat: &Stat) -> String {
     let kind = FileType::from_raw_mode(stat.st_mode);
     let mut text = format!(
         "{kind:?} {:04o} {}:{}",
-        stat.st_mode & 0o7777,
+        match kind {
+            FileType::RegularFile => without_idle_sgid(stat.st_mode & 0o7777),
+            _ => stat.st_mode & 0o7777,
+        },
         stat.st_uid,
         stat.st_gid
     );

@@ -3,19 +3,30 @@
 
 use rustix::fs::{FallocateFlags, FileType, OFlags, RenameFlags, XattrFlags};
 
-use super::op::{Op, SLOTS, Step};
+use super::generate_open::ON_OPEN_FILES;
+use super::op::{Op, Step, Time, UMASK, Who};
 use super::rng::Rng;
 
 /// What the generator thinks there is. It need not be right.
 pub struct Generator {
-    rng: Rng,
-    files: Vec<String>,
+    pub(super) rng: Rng,
+    pub(super) files: Vec<String>,
     dirs: Vec<String>,
     links: Vec<String>,
+    range: Range,
+}
+
+/// Which operations may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Range {
+    /// Those that kernel overlayfs has too.
+    Common,
+    /// All but hard links and sockets; the upper becomes a lower now and then.
+    Rotating,
 }
 
 /// A way to make one operation.
-type Make = fn(&mut Generator) -> Op;
+pub(super) type Make = fn(&mut Generator) -> Op;
 
 /// Every kind of operation and how often it comes.
 const KINDS: &[(usize, Make)] = &[
@@ -52,16 +63,9 @@ const KINDS: &[(usize, Make)] = &[
     (6, Generator::stat),
     (2, Generator::access),
     (1, Generator::statfs),
-    (6, Generator::open),
-    (2, Generator::close),
-    (4, Generator::slot_read),
-    (4, Generator::slot_write),
-    (2, Generator::slot_truncate),
-    (3, Generator::slot_stat),
-    (2, Generator::slot_chmod),
-    (1, Generator::slot_xattr),
-    (1, Generator::slot_sync),
-    (1, Generator::slot_link),
+    (1, Generator::xattr_room),
+    (2, Generator::list_seeking),
+    (1, Generator::syncfs),
 ];
 
 const NAMES: &[&str] = &[
@@ -79,20 +83,28 @@ const XATTRS: &[&str] = &[
 
 impl Generator {
     /// A generator for `seed` that knows the paths of the starting tree.
-    pub fn new(seed: u64, files: Vec<String>, dirs: Vec<String>, links: Vec<String>) -> Self {
+    pub fn new(
+        seed: u64,
+        range: Range,
+        files: Vec<String>,
+        dirs: Vec<String>,
+        links: Vec<String>,
+    ) -> Self {
         Self {
             rng: Rng::new(seed ^ 0x5EED),
             files,
             dirs,
             links,
+            range,
         }
     }
 
     /// The next step.
     pub fn step(&mut self) -> Step {
-        let total: usize = KINDS.iter().map(|(weight, _)| weight).sum();
+        let kinds = || KINDS.iter().chain(ON_OPEN_FILES);
+        let total: usize = kinds().map(|(weight, _)| weight).sum();
         let mut choice = self.rng.below(total);
-        let mut kinds = KINDS.iter();
+        let mut kinds = kinds();
         let make = loop {
             let (weight, make) = kinds.next().expect("the choice is below the total");
             if choice < *weight {
@@ -100,13 +112,25 @@ impl Generator {
             }
             choice -= weight;
         };
+        let mut op = make(self);
+        if self.range == Range::Rotating && !stands_rotation(&op) {
+            op = self.stat();
+        }
         Step {
-            op: make(self),
-            as_user: self.rng.chance(15),
+            op,
+            who: match self.rng.below(20) {
+                0 | 1 => Who::User,
+                2 => Who::Grouped,
+                3 => Who::Stranger,
+                _ => Who::Root,
+            },
+            umask: *self
+                .rng
+                .pick(&[UMASK, UMASK, UMASK, UMASK, 0, 0o002, 0o077]),
         }
     }
 
-    fn fresh(&mut self) -> String {
+    pub(super) fn fresh(&mut self) -> String {
         let name = *self.rng.pick(NAMES);
         match self.rng.below(10) {
             0 => name.to_owned(),
@@ -114,7 +138,7 @@ impl Generator {
         }
     }
 
-    fn dir(&mut self) -> String {
+    pub(super) fn dir(&mut self) -> String {
         if self.dirs.is_empty() {
             "a".into()
         } else {
@@ -122,7 +146,7 @@ impl Generator {
         }
     }
 
-    fn file(&mut self) -> String {
+    pub(super) fn file(&mut self) -> String {
         match self.rng.below(12) {
             0 => self.fresh(),
             1 if !self.links.is_empty() => self.rng.pick(&self.links).clone(),
@@ -131,7 +155,7 @@ impl Generator {
         }
     }
 
-    fn any(&mut self) -> String {
+    pub(super) fn any(&mut self) -> String {
         match self.rng.below(10) {
             0..=4 => self.file(),
             5..=7 => self.dir(),
@@ -160,27 +184,27 @@ impl Generator {
         }
     }
 
-    fn length(&mut self) -> usize {
+    pub(super) fn length(&mut self) -> usize {
         *self.rng.pick(&[0, 1, 10, 511, 513, 4096, 5000, 70_000])
     }
 
-    fn offset(&mut self) -> u64 {
+    pub(super) fn offset(&mut self) -> u64 {
         *self
             .rng
             .pick(&[0, 1, 100, 4095, 4096, 10_000, 131_072, 300_000])
     }
 
-    fn seed(&mut self) -> u8 {
+    pub(super) fn seed(&mut self) -> u8 {
         self.rng.below(256) as u8
     }
 
-    fn mode(&mut self) -> u32 {
+    pub(super) fn mode(&mut self) -> u32 {
         *self.rng.pick(&[
             0o644, 0o600, 0o755, 0o777, 0o000, 0o4755, 0o2755, 0o1777, 0o6777, 0o444,
         ])
     }
 
-    fn id(&mut self) -> Option<u32> {
+    pub(super) fn id(&mut self) -> Option<u32> {
         *self
             .rng
             .pick(&[None, Some(0), Some(1000), Some(1000), Some(2000)])
@@ -255,18 +279,26 @@ impl Generator {
         Op::Segments { path: self.file() }
     }
 
-    fn fallocate(&mut self) -> Op {
-        let flags = *self.rng.pick(&[
+    pub(super) fn fallocate_flags(&mut self) -> FallocateFlags {
+        *self.rng.pick(&[
             FallocateFlags::empty(),
             FallocateFlags::KEEP_SIZE,
             FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE),
+            FallocateFlags::PUNCH_HOLE,
             FallocateFlags::ZERO_RANGE,
-        ]);
+            FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE),
+            // Alone, FUSE does not carry them, and the files would differ from then on.
+            FallocateFlags::COLLAPSE_RANGE.union(FallocateFlags::KEEP_SIZE),
+            FallocateFlags::INSERT_RANGE.union(FallocateFlags::KEEP_SIZE),
+        ])
+    }
+
+    fn fallocate(&mut self) -> Op {
         Op::Fallocate {
             path: self.file(),
-            flags,
+            flags: self.fallocate_flags(),
             offset: self.offset(),
-            length: 1 + self.length() as u64,
+            length: self.length() as u64,
         }
     }
 
@@ -297,7 +329,15 @@ impl Generator {
     fn mknod(&mut self) -> Op {
         let path = self.fresh();
         self.files.push(path.clone());
-        // Not the character device 0:0, which is a whiteout to overlayfs; see the table.
+        let beyond = self.range != Range::Common;
+        if beyond && self.rng.chance(30) {
+            return Op::Mknod {
+                path,
+                kind: FileType::CharacterDevice,
+                mode: self.mode(),
+                device: 0,
+            };
+        }
         let (kind, device) = *self.rng.pick(&[
             (FileType::Fifo, 0),
             (FileType::Socket, 0),
@@ -402,9 +442,11 @@ impl Generator {
 
     fn rename_flagged(&mut self) -> Op {
         let (from, to) = (self.any(), self.any());
-        let flags = *self
-            .rng
-            .pick(&[RenameFlags::NOREPLACE, RenameFlags::EXCHANGE]);
+        let flags = match self.rng.below(8) {
+            0..=2 => RenameFlags::NOREPLACE,
+            3 => RenameFlags::EXCHANGE | RenameFlags::NOREPLACE,
+            _ => RenameFlags::EXCHANGE,
+        };
         Op::Rename { from, to, flags }
     }
 
@@ -412,6 +454,7 @@ impl Generator {
         Op::Chmod {
             path: self.any(),
             mode: self.mode(),
+            follow: self.rng.chance(85),
         }
     }
 
@@ -429,20 +472,47 @@ impl Generator {
         }
     }
 
+    pub(super) fn times(&mut self) -> [Time; 2] {
+        let mut time = || match self.rng.below(6) {
+            0 => Time::Now,
+            1 => Time::Omit,
+            2 => Time::At(-1_000_000_000, 1), // before 1970
+            _ => Time::At(
+                *self.rng.pick(&[0, 1_234_567_890, 1_577_000_000]),
+                self.rng.below(1_000_000_000) as i64,
+            ),
+        };
+        [time(), time()]
+    }
+
     fn utimens(&mut self) -> Op {
-        let (seconds, nanoseconds) = (
-            *self.rng.pick(&[0, 1_234_567_890, 1_577_000_000]),
-            self.rng.below(1_000_000_000) as i64,
-        );
         Op::Utimens {
             path: self.any(),
-            seconds,
-            nanoseconds,
+            times: self.times(),
             follow: self.rng.chance(50),
         }
     }
 
-    fn xattr(&mut self) -> String {
+    fn xattr_room(&mut self) -> Op {
+        Op::XattrRoom {
+            path: self.any(),
+            name: self.xattr(),
+            room: *self.rng.pick(&[0, 1, 20, 600]),
+        }
+    }
+
+    fn list_seeking(&mut self) -> Op {
+        Op::ListSeeking {
+            path: self.dir(),
+            every: 1 + self.rng.below(3),
+        }
+    }
+
+    fn syncfs(&mut self) -> Op {
+        Op::Syncfs
+    }
+
+    pub(super) fn xattr(&mut self) -> String {
         (*self.rng.pick(XATTRS)).to_owned()
     }
 
@@ -542,79 +612,17 @@ impl Generator {
     fn statfs(&mut self) -> Op {
         Op::Statfs { path: self.any() }
     }
+}
 
-    fn slot(&mut self) -> usize {
-        self.rng.below(SLOTS)
-    }
-
-    fn open(&mut self) -> Op {
-        let flags = *self
-            .rng
-            .pick(&[OFlags::RDONLY, OFlags::RDWR, OFlags::RDWR, OFlags::WRONLY]);
-        Op::Open {
-            slot: self.slot(),
-            path: self.any(),
-            flags,
-        }
-    }
-
-    fn close(&mut self) -> Op {
-        Op::Close { slot: self.slot() }
-    }
-
-    fn slot_read(&mut self) -> Op {
-        Op::SlotRead {
-            slot: self.slot(),
-            offset: self.offset() / 2,
-            length: 1 << 20,
-        }
-    }
-
-    fn slot_write(&mut self) -> Op {
-        Op::SlotWrite {
-            slot: self.slot(),
-            offset: self.offset(),
-            length: self.length(),
-            seed: self.seed(),
-        }
-    }
-
-    fn slot_truncate(&mut self) -> Op {
-        Op::SlotTruncate {
-            slot: self.slot(),
-            length: self.offset(),
-        }
-    }
-
-    fn slot_stat(&mut self) -> Op {
-        Op::SlotStat { slot: self.slot() }
-    }
-
-    fn slot_chmod(&mut self) -> Op {
-        Op::SlotChmod {
-            slot: self.slot(),
-            mode: self.mode(),
-        }
-    }
-
-    fn slot_xattr(&mut self) -> Op {
-        Op::SlotXattr {
-            slot: self.slot(),
-            name: self.xattr(),
-            value: vec![self.seed(); 5],
-        }
-    }
-
-    fn slot_sync(&mut self) -> Op {
-        Op::SlotSync { slot: self.slot() }
-    }
-
-    fn slot_link(&mut self) -> Op {
-        let to = self.fresh();
-        self.files.push(to.clone());
-        Op::SlotLink {
-            slot: self.slot(),
-            to,
-        }
-    }
+fn stands_rotation(op: &Op) -> bool {
+    !matches!(
+        op,
+        Op::Link { .. }
+            | Op::SlotLink { .. }
+            | Op::Segments { .. } // space that was allocated and not written is not copied
+            | Op::Mknod {
+                kind: FileType::Socket,
+                ..
+            }
+    )
 }

@@ -1,11 +1,17 @@
 //! Where the sides may differ, and why. Everything else is a bug.
 //!
-//! Two things that Lamina does not do are not in the table but kept out of the generator, since the
+//! Some things are not in the table but kept out of the generator or of the comparison, since the
 //! trees would differ from then on:
 //! - `chown(-1, -1)` takes set-id bits away from an executable. FUSE tells a daemon that handles
 //!   set-id bits itself (`HANDLE_KILLPRIV_V2`) nothing but a SETATTR with nothing to set.
 //! - A write by one who is not in the file's group takes the set-group-id bit away even where the
 //!   group may not execute. FUSE tells the daemon only the first of the writer's groups.
+//! - `COLLAPSE_RANGE` and `INSERT_RANGE` are `EOPNOTSUPP` on every FUSE mount.
+//! - Writing to a fifo changes its times on a disk filesystem; FUSE does not hear of it.
+//! - The device that `RENAME_WHITEOUT` leaves belongs to the mount's owner, not to the caller, and
+//!   takes nothing from its directory's default ACL.
+//! - A hard link into another layer: a commit, and an upper that becomes a lower, hold names that
+//!   were moved with their directory as files of their own.
 
 use super::op::{Op, Outcome};
 use super::side::Kind;
@@ -29,16 +35,30 @@ struct Known {
 const OVERLAYFS: &[Kind] = &[Kind::Overlayfs];
 const LAMINA: &[Kind] = &[Kind::LaminaDirs, Kind::LaminaImage];
 
+/// Whether an operation shows what an open file has.
+fn reads_slot(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::SlotRead { .. }
+            | Op::SlotReadVec { .. }
+            | Op::SlotStat { .. }
+            | Op::SlotMap { .. }
+            | Op::SlotSeek { .. }
+            | Op::SlotListXattr { .. }
+            | Op::SlotList { .. }
+    )
+}
+
 const TABLE: &[Known] = &[
     Known {
         who: OVERLAYFS,
-        applies: |op, _, _| matches!(op, Op::SlotRead { .. } | Op::SlotStat { .. }),
+        applies: |op, _, _| reads_slot(op),
         reason: "overlayfs: a file opened for reading before its copy-up goes on showing the lower file; \
                  Lamina shows the new data, as a plain directory does",
     },
     Known {
         who: LAMINA,
-        applies: |op, _, _| matches!(op, Op::SlotRead { .. }) && passes_through(),
+        applies: |op, _, _| reads_slot(op) && passes_through(),
         reason: "passthrough: a file opened for reading before its copy-up goes on showing the lower file",
     },
     Known {
@@ -51,7 +71,13 @@ const TABLE: &[Known] = &[
     Known {
         who: OVERLAYFS,
         applies: |op, _, outcome| {
-            matches!(op, Op::SlotChmod { .. } | Op::SlotXattr { .. }) && outcome.is_err()
+            matches!(
+                op,
+                Op::SlotChmod { .. }
+                    | Op::SlotXattr { .. }
+                    | Op::SlotChown { .. }
+                    | Op::SlotUtimens { .. }
+            ) && outcome.is_err()
         },
         reason: "overlayfs: an open lower file that was removed cannot always be copied up any more",
     },

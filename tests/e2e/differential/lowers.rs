@@ -30,16 +30,24 @@ enum Form {
     Oci,
 }
 
-/// Makes the lowers that `seed` says.
-pub fn make(sandbox: &Sandbox, seed: u64) -> Lowers {
+/// Makes the lowers that `seed` says, with or without files of several names.
+pub fn make(sandbox: &Sandbox, seed: u64, hard_links: bool) -> Lowers {
     let mut dirs = Vec::new();
     let mut archives = Vec::new();
     for (layer, fill) in [(0, bottom as Fill), (1, top as Fill)] {
         let dir = sandbox.dir(format!("lower{layer}"));
         fill(&dir, Form::Overlay, &mut Rng::new(seed));
+        if layer == 0 {
+            link_or_copy(&dir, hard_links);
+            settle(&dir, layer);
+        }
         dirs.insert(0, dir);
         let oci = sandbox.dir(format!("oci{layer}"));
         fill(&oci, Form::Oci, &mut Rng::new(seed));
+        if layer == 0 {
+            link_or_copy(&oci, hard_links);
+            settle(&oci, layer);
+        }
         let archive = sandbox.join(format!("layer{layer}.tar"));
         archive_of(&oci, &archive);
         archives.push(archive);
@@ -94,8 +102,6 @@ fn bottom(root: &Path, _: Form, rng: &mut Rng) {
     let sparse = fs::File::create(root.join("b/sparse")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&sparse, b"an island", 300_000).unwrap();
     sparse.set_len(1_000_000).unwrap();
-    fs::hard_link(root.join("a/f2"), root.join("b/linked")).unwrap();
-    fs::hard_link(root.join("a/f2"), root.join("a/deep/linked")).unwrap();
     std::os::unix::fs::symlink("f1", root.join("a/link")).unwrap();
     std::os::unix::fs::symlink("../a/deep", root.join("b/dirlink")).unwrap();
     std::os::unix::fs::symlink("nothing", root.join("dangling")).unwrap();
@@ -119,7 +125,17 @@ fn bottom(root: &Path, _: Form, rng: &mut Rng) {
     set_xattr(root, "a/f1", "user.binary", &[0, 255, 10, 0]);
     set_xattr(root, "a/deep", "user.dir", b"on a directory");
     set_xattr(root, "c/fifo", "trusted.root", b"only");
-    settle(root, 0);
+}
+
+/// Gives a file of the bottom layer its other names.
+fn link_or_copy(root: &Path, hard_links: bool) {
+    for name in ["b/linked", "a/deep/linked"] {
+        if hard_links {
+            fs::hard_link(root.join("a/f2"), root.join(name)).unwrap();
+        } else {
+            fs::copy(root.join("a/f2"), root.join(name)).unwrap();
+        }
+    }
 }
 
 fn top(root: &Path, form: Form, rng: &mut Rng) {

@@ -7,11 +7,14 @@
 //! shortened before it is shown.
 //!
 //! `LAMINA_DIFFERENTIAL_CASES` sets how many cases are run (default 30), `LAMINA_DIFFERENTIAL_SEED`
-//! the first seed (default 1).
+//! the first seed (default 1), `LAMINA_DIFFERENTIAL_STEPS` how many operations a case has (default
+//! 400).
 
 mod apply;
+mod apply_open;
 mod generate;
-mod known;
+mod generate_open;
+pub mod known;
 mod lowers;
 mod op;
 pub mod rng;
@@ -20,8 +23,8 @@ mod side;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use generate::Generator;
-use op::{Op, Step};
+use generate::{Generator, Range};
+use op::{Op, Step, Then, UMASK, Who};
 use side::{Kind, Side};
 
 use crate::support::needs_root;
@@ -34,6 +37,8 @@ const STEPS: usize = 400;
 const CHECK_EVERY: usize = 40;
 /// Every so many comparisons come with a remount.
 const REMOUNT_EVERY: usize = 3;
+/// Every so many of the others come with a rotation of layers, where the case has them.
+const ROTATE_EVERY: usize = 2;
 
 #[test]
 fn lamina_behaves_as_a_plain_directory() {
@@ -41,6 +46,7 @@ fn lamina_behaves_as_a_plain_directory() {
     for seed in seeds(30) {
         check(
             seed,
+            Range::Common,
             &[
                 Kind::Native,
                 Kind::Overlayfs,
@@ -51,33 +57,51 @@ fn lamina_behaves_as_a_plain_directory() {
     }
 }
 
+/// The upper becomes a lower: as a plain directory, and committed to an image. Kernel overlayfs
+/// cannot make devices 0:0, which are among the operations here.
+#[test]
+fn lamina_behaves_as_a_plain_directory_when_layers_rotate() {
+    needs_root!();
+    for seed in seeds(10) {
+        check(
+            seed,
+            Range::Rotating,
+            &[Kind::Native, Kind::LaminaDirs, Kind::LaminaImage],
+        );
+    }
+}
+
 #[test]
 fn the_harness_finds_kernel_overlayfs_and_a_plain_directory_alike() {
     needs_root!();
     for seed in seeds(4) {
-        check(seed, &[Kind::Native, Kind::Overlayfs]);
+        check(seed, Range::Common, &[Kind::Native, Kind::Overlayfs]);
     }
 }
 
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().expect("a number"))
+}
+
+fn steps_of_a_case() -> usize {
+    number("LAMINA_DIFFERENTIAL_STEPS").map_or(STEPS, |count| count as usize)
+}
+
 fn seeds(default_count: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| {
-        std::env::var(name)
-            .ok()
-            .map(|text| text.parse::<u64>().expect("a number"))
-    };
     let first = number("LAMINA_DIFFERENTIAL_SEED").unwrap_or(1);
     first..first + number("LAMINA_DIFFERENTIAL_CASES").unwrap_or(default_count)
 }
 
 /// Runs the case of `seed` on `kinds`, and panics with a shortened one if they disagree.
-fn check(seed: u64, kinds: &'static [Kind]) {
-    let steps = steps(seed);
-    let Err(mut failure) = run_case(seed, kinds, &steps) else {
+fn check(seed: u64, range: Range, kinds: &'static [Kind]) {
+    let steps = steps(seed, range);
+    let Err(mut failure) = run_case(seed, range, kinds, &steps) else {
         return;
     };
     let mut shortest = steps;
     shortest.truncate(failure.at + 1);
-    shorten(seed, kinds, &mut shortest, &mut failure);
+    shorten(seed, range, kinds, &mut shortest, &mut failure);
     let mut message = format!(
         "seed {seed}, {kinds:?}: {}\nafter these steps:\n",
         failure.what
@@ -89,7 +113,13 @@ fn check(seed: u64, kinds: &'static [Kind]) {
 }
 
 /// Drops steps for as long as the case goes on failing, for two minutes at most.
-fn shorten(seed: u64, kinds: &'static [Kind], steps: &mut Vec<Step>, failure: &mut Failure) {
+fn shorten(
+    seed: u64,
+    range: Range,
+    kinds: &'static [Kind],
+    steps: &mut Vec<Step>,
+    failure: &mut Failure,
+) {
     let deadline = Instant::now() + Duration::from_secs(120);
     let mut chunk = steps.len().div_ceil(2);
     while chunk > 0 {
@@ -97,7 +127,7 @@ fn shorten(seed: u64, kinds: &'static [Kind], steps: &mut Vec<Step>, failure: &m
         while start < steps.len() && Instant::now() < deadline {
             let mut fewer = steps.clone();
             fewer.drain(start..(start + chunk).min(steps.len()));
-            match run_case(seed, kinds, &fewer) {
+            match run_case(seed, range, kinds, &fewer) {
                 Err(found) => {
                     fewer.truncate(found.at + 1);
                     *steps = fewer;
@@ -110,7 +140,7 @@ fn shorten(seed: u64, kinds: &'static [Kind], steps: &mut Vec<Step>, failure: &m
     }
 }
 
-fn steps(seed: u64) -> Vec<Step> {
+fn steps(seed: u64, range: Range) -> Vec<Step> {
     let files = [
         "f0",
         "a/f1",
@@ -154,6 +184,7 @@ fn steps(seed: u64) -> Vec<Step> {
     };
     let mut generator = Generator::new(
         seed,
+        range,
         [owned(&files), owned(&more)].concat(),
         owned(&dirs),
         owned(&links),
@@ -161,11 +192,18 @@ fn steps(seed: u64) -> Vec<Step> {
     // Checks are steps too, so that a shortened case has them at the same places.
     let check = |number: usize| Step {
         op: Op::Check {
-            remount: number.is_multiple_of(REMOUNT_EVERY),
+            then: if number.is_multiple_of(REMOUNT_EVERY) {
+                Then::Remount
+            } else if range != Range::Common && number.is_multiple_of(ROTATE_EVERY) {
+                Then::Rotate
+            } else {
+                Then::Nothing
+            },
         },
-        as_user: false,
+        who: Who::Root,
+        umask: UMASK,
     };
-    (1..=STEPS)
+    (1..=steps_of_a_case())
         .map(|at| {
             if at % CHECK_EVERY == 0 {
                 check(at / CHECK_EVERY)
@@ -183,9 +221,14 @@ struct Failure {
 }
 
 /// Runs `steps` on fresh filesystems. Creating files obeys the umask, which is the process's.
-fn run_case(seed: u64, kinds: &'static [Kind], steps: &[Step]) -> Result<(), Failure> {
+fn run_case(
+    seed: u64,
+    range: Range,
+    kinds: &'static [Kind],
+    steps: &[Step],
+) -> Result<(), Failure> {
     let sandbox = Sandbox::new("differential");
-    let lowers = lowers::make(&sandbox, seed);
+    let lowers = lowers::make(&sandbox, seed, range != Range::Rotating);
     let steps = steps.to_vec();
     // A thread of its own, as steps change the thread's user.
     let case = std::thread::spawn(move || {
@@ -197,6 +240,10 @@ fn run_case(seed: u64, kinds: &'static [Kind], steps: &[Step]) -> Result<(), Fai
         let result = run_steps(&mut sides, &steps);
         sides.iter_mut().for_each(Side::unmount);
         let result = result.and_then(|()| {
+            // A device 0:0 in the upper is a whiteout to the kernel.
+            if !kinds.contains(&Kind::Overlayfs) {
+                return Ok(());
+            }
             exchange(&mut sides).map_err(|what| Failure {
                 at: steps.len().saturating_sub(1),
                 what,
@@ -218,7 +265,7 @@ fn run_steps(sides: &mut [Side], steps: &[Step]) -> Result<(), Failure> {
     })?;
     for (at, step) in steps.iter().enumerate() {
         match step.op {
-            Op::Check { remount } => compare_with_caches_gone(sides, remount),
+            Op::Check { then } => compare_with_caches_gone(sides, then),
             _ => compare_outcomes(sides, step),
         }
         .map_err(|what| Failure { at, what })?;
@@ -286,14 +333,39 @@ fn compare_outcomes(sides: &mut [Side], step: &Step) -> Result<(), String> {
     }
 }
 
-fn compare_with_caches_gone(sides: &mut [Side], remount: bool) -> Result<(), String> {
+fn compare_with_caches_gone(sides: &mut [Side], then: Then) -> Result<(), String> {
     compare_trees(sides)?;
+    let before: Vec<Tree> = sides.iter().map(Side::tree).collect();
     std::fs::write("/proc/sys/vm/drop_caches", "2").expect("dropping the caches");
     compare_trees(sides).map_err(|what| format!("with caches dropped: {what}"))?;
-    if remount {
-        // All sides, so that files open across the remount are closed on all of them.
-        sides.iter_mut().for_each(Side::remount);
-        compare_trees(sides).map_err(|what| format!("after a remount: {what}"))?;
+    compare_with_before(sides, &before).map_err(|what| format!("with caches dropped: {what}"))?;
+    // All sides, so that files open across it are closed on all of them.
+    match then {
+        Then::Nothing => {}
+        Then::Remount => {
+            sides.iter_mut().for_each(Side::remount);
+            compare_trees(sides).map_err(|what| format!("after a remount: {what}"))?;
+            compare_with_before(sides, &before)
+                .map_err(|what| format!("after a remount: {what}"))?;
+        }
+        Then::Rotate => {
+            sides.iter_mut().for_each(Side::rotate);
+            compare_trees(sides).map_err(|what| format!("with layers rotated: {what}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Nothing changed in any side: inode numbers and times are what they were.
+fn compare_with_before(sides: &[Side], before: &[Tree]) -> Result<(), String> {
+    for (side, before) in sides.iter().zip(before) {
+        if side.kind == Kind::Overlayfs {
+            continue; // its numbers of hard links change
+        }
+        let lines = before.differences(&side.tree(), Ignore::NOTHING);
+        if let Some(line) = lines.first() {
+            return Err(format!("{:?} is not what it was: {line}", side.kind));
+        }
     }
     Ok(())
 }
@@ -327,6 +399,7 @@ impl Tree {
     /// Files written during the test get one time, as no two sides write at the same moment.
     fn with_recent_times_alike(mut self) -> Self {
         self.forget_xattrs(b"trusted.lamina.");
+        self.map_modes(op::without_idle_sgid);
         self.map_times(|time| {
             if time.0 > lowers::LOWER_TIME + 100_000_000 {
                 (i64::MAX, 0)

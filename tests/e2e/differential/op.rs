@@ -2,11 +2,14 @@
 
 use std::fmt;
 
-use rustix::fs::{FallocateFlags, FileType, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{FallocateFlags, FileType, FlockOperation, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 /// How many files a case can hold open at once.
 pub const SLOTS: usize = 4;
+
+/// The usual umask.
+pub const UMASK: u32 = 0o022;
 
 /// What an operation returned: its result in words, or the error.
 pub type Outcome = Result<String, Errno>;
@@ -94,6 +97,7 @@ pub enum Op {
     Chmod {
         path: String,
         mode: u32,
+        follow: bool,
     },
     Chown {
         path: String,
@@ -103,8 +107,7 @@ pub enum Op {
     },
     Utimens {
         path: String,
-        seconds: i64,
-        nanoseconds: i64,
+        times: [Time; 2],
         follow: bool,
     },
     SetXattr {
@@ -138,11 +141,24 @@ pub enum Op {
     Statfs {
         path: String,
     },
+    /// getxattr with a buffer of `room` bytes.
+    XattrRoom {
+        path: String,
+        name: String,
+        room: usize,
+    },
+    /// Lists with a small buffer, going back to a remembered position after every `every` entries.
+    ListSeeking {
+        path: String,
+        every: usize,
+    },
+    Syncfs,
     /// Opens a file and keeps it open.
     Open {
         slot: usize,
         path: String,
         flags: OFlags,
+        mode: u32,
     },
     Close {
         slot: usize,
@@ -174,32 +190,155 @@ pub enum Op {
         name: String,
         value: Vec<u8>,
     },
+    SlotListXattr {
+        slot: usize,
+    },
     SlotSync {
         slot: usize,
+    },
+    /// write(2), at the file's own position (the end, with `O_APPEND`).
+    SlotWriteHere {
+        slot: usize,
+        length: usize,
+        seed: u8,
+    },
+    /// lseek from the start, the current position or the end; tells the new position.
+    SlotSeek {
+        slot: usize,
+        whence: Whence,
+        offset: i64,
+    },
+    /// preadv into buffers of these lengths.
+    SlotReadVec {
+        slot: usize,
+        offset: u64,
+        lengths: [usize; 3],
+    },
+    /// pwritev from them.
+    SlotWriteVec {
+        slot: usize,
+        offset: u64,
+        lengths: [usize; 3],
+        seed: u8,
+    },
+    /// Writes to a mapping of the file, as far as the file goes, and tells what is in it after.
+    SlotMap {
+        slot: usize,
+        page: u64,
+        length: usize,
+        seed: u8,
+        shared: bool,
+        sync: bool,
+    },
+    SlotFallocate {
+        slot: usize,
+        flags: FallocateFlags,
+        offset: u64,
+        length: u64,
+    },
+    SlotCopyRange {
+        from: usize,
+        to: usize,
+        offset_in: u64,
+        offset_out: u64,
+        length: usize,
+    },
+    SlotChown {
+        slot: usize,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    },
+    SlotUtimens {
+        slot: usize,
+        times: [Time; 2],
+    },
+    /// Lists an open directory from the start.
+    SlotList {
+        slot: usize,
+    },
+    /// readlinkat with an empty path.
+    SlotReadlink {
+        slot: usize,
+    },
+    SlotFlock {
+        slot: usize,
+        operation: FlockOperation,
+    },
+    /// An open file description lock on a range.
+    SlotLock {
+        slot: usize,
+        kind: i16,
+        start: i64,
+        length: i64,
     },
     /// Gives an open, perhaps nameless, file a name again.
     SlotLink {
         slot: usize,
         to: String,
     },
-    /// Not an operation: compare the whole trees, with the caches dropped, perhaps after a remount.
+    /// Not an operation: compare the whole trees, with the caches dropped, and after `then`.
     Check {
-        remount: bool,
+        then: Then,
     },
+}
+
+/// What follows the comparison of whole trees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    Nothing,
+    Remount,
+    /// The upper becomes the topmost lower, and a new one takes its place.
+    Rotate,
+}
+
+/// A time to set.
+#[derive(Clone, Copy, Debug)]
+pub enum Time {
+    /// Seconds and nanoseconds.
+    At(i64, i64),
+    Now,
+    Omit,
+}
+
+/// What a position counts from.
+#[derive(Clone, Copy, Debug)]
+pub enum Whence {
+    Start,
+    Here,
+    End,
+    /// The first data at or after the offset.
+    Data,
+    /// The first hole.
+    Hole,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    Root,
+    /// User and group 1000, in no other group.
+    User,
+    /// User 1000 with group 2000 first and group 1000 among the others.
+    Grouped,
+    /// User and group 2000, who owns little.
+    Stranger,
 }
 
 /// An operation and who asks for it.
 #[derive(Clone, Debug)]
 pub struct Step {
     pub op: Op,
-    /// As user and group 1000 rather than as root.
-    pub as_user: bool,
+    pub who: Who,
+    pub umask: u32,
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.as_user {
-            out.write_str("[uid 1000] ")?;
+        if self.who != Who::Root {
+            write!(out, "[{:?}] ", self.who)?;
+        }
+        if self.umask != UMASK {
+            write!(out, "[umask {:03o}] ", self.umask)?;
         }
         let mut text = format!("{:?}", self.op);
         if let Some((end, _)) = text.char_indices().nth(240) {
@@ -207,5 +346,15 @@ impl fmt::Display for Step {
             text.push('…'); // a long value; the seed has it all
         }
         out.write_str(&text)
+    }
+}
+
+/// The permission bits of a file without a set-group-id bit where the group may not execute: it
+/// means nothing, and whether a write takes it away depends on what FUSE does not tell.
+pub fn without_idle_sgid(mode: u32) -> u32 {
+    if mode & 0o2010 == 0o2000 {
+        mode & !0o2000
+    } else {
+        mode
     }
 }

@@ -27,17 +27,25 @@ pub enum Kind {
     LaminaImage,
 }
 
+/// A file held open, and its number at that time.
+pub struct Held {
+    pub file: File,
+    pub number: u64,
+}
+
 /// One of the filesystems.
 pub struct Side {
     pub kind: Kind,
     path: PathBuf,
     root: Option<OwnedFd>,
     /// Files held open.
-    pub slots: [Option<File>; SLOTS],
+    pub slots: [Option<Held>; SLOTS],
     mounting: Mounting,
     program: Lamina,
     upper: PathBuf,
     lowers: Vec<PathBuf>,
+    /// How often an upper became a lower.
+    rotations: usize,
 }
 
 enum Mounting {
@@ -96,6 +104,7 @@ impl Side {
             program,
             upper,
             lowers: lowers.dirs.clone(),
+            rotations: 0,
         };
         side.mount();
         side
@@ -119,6 +128,47 @@ impl Side {
     /// Closes everything, unmounts, and mounts again with the same upper.
     pub fn remount(&mut self) {
         self.unmount();
+        self.mount();
+    }
+
+    /// Makes the upper the topmost lower, and mounts with a new one: the tree stays as it is.
+    pub fn rotate(&mut self) {
+        self.rotations += 1;
+        let number = self.rotations;
+        let image = format!("case{number}");
+        if self.kind == Kind::LaminaImage {
+            let (mount, tag) = (self.path.as_os_str(), image.as_ref());
+            self.program
+                .ok(["commit".as_ref(), "-t".as_ref(), tag, mount]);
+        }
+        self.unmount();
+        if self.kind == Kind::Native {
+            return self.mount();
+        }
+        let old = std::mem::replace(
+            &mut self.upper,
+            self.path.with_extension(format!("upper{number}")),
+        );
+        let work = self.path.with_extension(format!("work{number}"));
+        for dir in [&self.upper, &work] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        for program in ["touch", "chmod", "chown"] {
+            let mut like = std::ffi::OsString::from("--reference=");
+            like.push(&old);
+            run(Command::new(program).arg(like).arg(&self.upper));
+        }
+        self.lowers.insert(0, old);
+        self.mounting = match self.kind {
+            Kind::Overlayfs => overlayfs(&self.upper, &work, &self.lowers, "index=on"),
+            Kind::LaminaImage => lamina(self.program.clone(), &self.upper, &work, vec![image]),
+            _ => lamina(
+                self.program.clone(),
+                &self.upper,
+                &work,
+                lower_options(&self.lowers),
+            ),
+        };
         self.mount();
     }
 

@@ -196,8 +196,18 @@ impl Mount {
 
     /// Unmounts it as a user does and waits until its daemon is gone: `lamina ps` must forget it.
     pub fn unmount(mut self) {
-        self.lamina
-            .ok([OsStr::new("umount"), self.target.as_os_str()]);
+        let arguments = [OsStr::new("umount"), self.target.as_os_str()];
+        // Others may look at all mounts, or fork with a file open, for a moment.
+        let mut last = self.lamina.output(arguments);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !last.status.success()
+            && String::from_utf8_lossy(&last.stderr).contains("is in use")
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(50));
+            last = self.lamina.output(arguments);
+        }
+        assert!(last.status.success(), "{}", describe(&last));
         self.live = false;
         assert_eq!(
             mounted_type(&self.target),

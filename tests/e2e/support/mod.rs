@@ -8,6 +8,7 @@ pub mod layers;
 pub mod listing;
 pub mod overlayfs;
 pub mod pair;
+pub mod raw;
 pub mod sandbox;
 pub mod tree;
 
