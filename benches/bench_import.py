@@ -29,6 +29,17 @@ def run(arena):
     three_gigabytes(arena)
 
 
+def again(arena):
+    """Only what is imported again: the disk counts there, see BENCH_DIR."""
+    source = fixture("--packed")
+    inputs = arena.fresh("inputs")
+    for name in LAYERS:
+        for packing in ("", ".zst"):
+            shutil.copy(os.path.join(source, name + packing), inputs)
+    print("## Import again\n")
+    again_and_similar(arena, inputs)
+
+
 def build_fresh(arena, layers, **options):
     """Builds layers into an empty store."""
 
