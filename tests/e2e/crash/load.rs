@@ -22,6 +22,10 @@ const TREES: u64 = 150;
 const RECORD: usize = 300;
 /// Steps that are done with each lower directory.
 const STEPS: u64 = 8;
+/// New files in each new directory.
+const NEW_IN_DIR: u64 = 20;
+/// Each writer ends after so many files, however fast the machine, so that the disk has room.
+const WRITTEN: u64 = 2000;
 
 /// How sure it is that something happened.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -195,7 +199,10 @@ impl Load {
 /// Replaces files as programs do that must not lose any: write, sync, rename, sync the directory.
 fn save(history: &History, root: &Path, rng: &mut Rng) -> io::Result<()> {
     let mut versions = [0; SAVED as usize];
-    while history.goes_on() {
+    for _ in 0..WRITTEN {
+        if !history.goes_on() {
+            break;
+        }
         let at = rng.below(SAVED as usize);
         versions[at] += 1;
         let (key, version) = (format!("saved/{at}"), versions[at]);
@@ -223,7 +230,7 @@ fn append_odd(history: &History, root: &Path, rng: &mut Rng) -> io::Result<()> {
 /// Appends to lower files, one after the other, so that there is always one being copied up.
 fn append(history: &History, root: &Path, rng: &mut Rng, which: u64) -> io::Result<()> {
     let mut counts = HashMap::new();
-    loop {
+    for _ in 0..WRITTEN {
         for at in (0..APPENDED).filter(|at| at % 2 == which) {
             let key = format!("logs/{at}");
             let count: &mut u64 = counts.entry(at).or_default();
@@ -243,6 +250,7 @@ fn append(history: &History, root: &Path, rng: &mut Rng, which: u64) -> io::Resu
             }
         }
     }
+    Ok(())
 }
 
 /// Makes, moves and deletes directories and files.
@@ -281,16 +289,19 @@ fn rearrange(history: &History, root: &Path, rng: &mut Rng) -> io::Result<()> {
 
 /// Makes new files, and syncs them but not their directories: that makes their names last too.
 fn create(history: &History, root: &Path, rng: &mut Rng) -> io::Result<()> {
-    for number in 1.. {
+    fs::create_dir(root.join("new"))?;
+    for number in 0..WRITTEN {
         if !history.goes_on() {
             break;
         }
-        history.begin("new", number);
         let path = root.join(new_file(number));
-        fs::create_dir_all(path.parent().unwrap_or(root))?;
+        if number % NEW_IN_DIR == 0 {
+            fs::create_dir(path.parent().unwrap_or(root))?;
+        }
+        history.begin("new", number + 1);
         let mut file = File::create(path)?;
         file.write_all(&saved("new", number))?;
-        history.note("new", number, Sure::Done);
+        history.note("new", number + 1, Sure::Done);
         // The next sync of a file says nothing of this one.
         if rng.chance(50) {
             file.sync_all()?;
@@ -301,7 +312,7 @@ fn create(history: &History, root: &Path, rng: &mut Rng) -> io::Result<()> {
 }
 
 fn new_file(number: u64) -> String {
-    format!("logs.d/{}/{number}", number / 20)
+    format!("new/{}/{number}", number / NEW_IN_DIR)
 }
 
 type Names = BTreeMap<String, Option<Vec<u8>>>;
@@ -378,9 +389,9 @@ impl History {
 
     fn check_new(&self, root: &Path, sure: Sure, moment: usize, faults: &mut Vec<String>) {
         let done = self.least("new", sure, moment);
-        for number in 1..=self.most("new") {
+        for number in 0..self.most("new") {
             let must = match sure {
-                Sure::Done => number <= done,
+                Sure::Done => number < done,
                 Sure::Synced => self.least(&format!("new/{number}"), sure, moment) == 1,
             };
             let path = new_file(number);

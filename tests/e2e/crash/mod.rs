@@ -173,7 +173,7 @@ impl PowerCut {
         let lamina = Lamina::new(&sandbox);
         let lower = sandbox.dir("lower");
         load::prepare(&lower);
-        let disk = Disk::new(&sandbox, 256);
+        let disk = Disk::new(&sandbox, 512);
         let stack = Stack::new(&lamina, &lower, disk.path());
         // The directories themselves are there before anything happens.
         run(&mut Command::new("sync"));
