@@ -1,6 +1,6 @@
 //! Attributes of a file as every part of the filesystem passes them on.
 
-use rustix::fs::Stat;
+use rustix::fs::{Statx, StatxFlags};
 
 /// What kind of object an inode is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,6 +107,8 @@ pub struct Attr {
     pub mtime: Time,
     /// Last change of the inode.
     pub ctime: Time,
+    /// When it was made, if its filesystem knows.
+    pub birth: Option<Time>,
 }
 
 impl Attr {
@@ -121,26 +123,28 @@ impl Attr {
     }
 }
 
-impl From<&Stat> for Attr {
-    fn from(stat: &Stat) -> Self {
-        let time = |sec: i64, nsec: u64| Time {
-            sec,
-            nsec: nsec as u32,
+impl From<&Statx> for Attr {
+    fn from(found: &Statx) -> Self {
+        let time = |time: rustix::fs::StatxTimestamp| Time {
+            sec: time.tv_sec,
+            nsec: time.tv_nsec,
         };
+        let has_birth = found.stx_mask & StatxFlags::BTIME.bits() != 0;
         Self {
-            ino: stat.st_ino,
-            dev: stat.st_dev,
-            mode: stat.st_mode,
-            nlink: stat.st_nlink as u32,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            rdev: stat.st_rdev,
-            size: stat.st_size as u64,
-            blocks: stat.st_blocks as u64,
-            blksize: stat.st_blksize as u32,
-            atime: time(stat.st_atime, stat.st_atime_nsec),
-            mtime: time(stat.st_mtime, stat.st_mtime_nsec),
-            ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+            ino: found.stx_ino,
+            dev: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
+            mode: found.stx_mode.into(),
+            nlink: found.stx_nlink,
+            uid: found.stx_uid,
+            gid: found.stx_gid,
+            rdev: rustix::fs::makedev(found.stx_rdev_major, found.stx_rdev_minor),
+            size: found.stx_size,
+            blocks: found.stx_blocks,
+            blksize: found.stx_blksize,
+            atime: time(found.stx_atime),
+            mtime: time(found.stx_mtime),
+            ctime: time(found.stx_ctime),
+            birth: has_birth.then(|| time(found.stx_btime)),
         }
     }
 }

@@ -138,10 +138,10 @@ impl Handler {
             op::CREATE | op::TMPFILE => self.create(request, reply),
             op::STATX => {
                 let number = self.node(request.header.nodeid);
-                let (attr, birth) = self.union.statx(number)?;
+                let attr = self.union.statx(number)?;
                 let out = abi::StatxOut {
                     attr_valid: self.attr_ttl(number).as_secs(),
-                    stat: wire::statx(&attr, birth),
+                    stat: wire::statx(&attr),
                     ..abi::StatxOut::default()
                 };
                 reply.send(out.as_bytes());

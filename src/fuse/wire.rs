@@ -10,6 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::abi::{self, InHeader, OutHeader};
 use crate::attr::{Attr, Kind, Time};
+use crate::lower::Number;
 
 /// Largest read or write request in bytes, the kernel's own limit.
 pub const MAX_REQUEST: u32 = 1 << 20;
@@ -205,14 +206,14 @@ pub fn attr(attr: &Attr) -> abi::Attr {
     }
 }
 
-/// Attributes in the form for `statx(2)`, with the time of birth where it is known.
-pub fn statx(attr: &Attr, birth: Option<Time>) -> abi::Statx {
+/// Attributes in the form for `statx(2)`.
+pub fn statx(attr: &Attr) -> abi::Statx {
     let time = |time: Time| abi::StatxTime {
         sec: time.sec,
         nsec: time.nsec,
         reserved: 0,
     };
-    let known = birth.map_or(0, |_| libc::STATX_BTIME);
+    let known = attr.birth.map_or(0, |_| libc::STATX_BTIME);
     abi::Statx {
         mask: libc::STATX_BASIC_STATS | known,
         blksize: attr.blksize,
@@ -224,7 +225,7 @@ pub fn statx(attr: &Attr, birth: Option<Time>) -> abi::Statx {
         size: attr.size,
         blocks: attr.blocks,
         atime: time(attr.atime),
-        btime: time(birth.unwrap_or_default()),
+        btime: time(attr.birth.unwrap_or_default()),
         ctime: time(attr.ctime),
         mtime: time(attr.mtime),
         rdev_major: rustix::fs::major(attr.rdev),
@@ -233,11 +234,24 @@ pub fn statx(attr: &Attr, birth: Option<Time>) -> abi::Statx {
     }
 }
 
+/// Tells apart the objects that have one number one after the other, so that a file handle of a
+/// deleted file does not open the next. Only the upper's numbers are given again. The kernel takes
+/// 32 bits.
+fn generation(attr: &Attr) -> u64 {
+    match attr.birth {
+        Some(birth) if Number(attr.ino).space() == Number::SPACE_UPPER => {
+            let time = (birth.sec as u64).wrapping_mul(1_000_000_000) + u64::from(birth.nsec);
+            (time ^ time >> 32) & u64::from(u32::MAX)
+        }
+        _ => 0,
+    }
+}
+
 /// What the kernel is told of an entry: its node id, and for how long its attributes are valid.
 pub fn entry(nodeid: u64, attributes: &Attr, valid: Duration) -> abi::EntryOut {
     abi::EntryOut {
         nodeid,
-        generation: 0,
+        generation: generation(attributes),
         entry_valid: FOREVER.as_secs(),
         attr_valid: valid.as_secs(),
         entry_valid_nsec: 0,

@@ -176,5 +176,6 @@ pub fn attr_of(ino: Ino, inode: Inode<'_>) -> Attr {
         atime: time,
         mtime: time,
         ctime: time,
+        birth: None,
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self as rfs, AtFlags, CWD, Mode, OFlags, StatxFlags, XattrFlags};
 use rustix::io::Errno;
 
-use crate::attr::{Attr, Time};
+use crate::attr::Attr;
 
 pub mod copy;
 pub mod dir;
@@ -58,17 +58,7 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> SysResult<OwnedFd> {
 
 /// Attributes of one name in a directory; a symbolic link's own.
 pub fn stat_at(dir: impl AsFd, name: &[u8]) -> SysResult<Attr> {
-    rfs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| Attr::from(&stat))
-}
-
-/// When an object was made, if its filesystem knows.
-pub fn birth_time(fd: BorrowedFd<'_>) -> SysResult<Option<Time>> {
-    let found = rfs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)?;
-    let known = found.stx_mask & StatxFlags::BTIME.bits() != 0;
-    Ok(known.then_some(Time {
-        sec: found.stx_btime.tv_sec,
-        nsec: found.stx_btime.tv_nsec,
-    }))
+    statx(dir, name, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// As [`stat_at`], with `None` for a name that does not exist.
@@ -82,7 +72,12 @@ pub fn find_at(dir: impl AsFd, name: &[u8]) -> SysResult<Option<Attr>> {
 
 /// Attributes of an open object.
 pub fn stat_fd(fd: impl AsFd) -> SysResult<Attr> {
-    rfs::fstat(fd).map(|stat| Attr::from(&stat))
+    statx(fd, b"", AtFlags::EMPTY_PATH)
+}
+
+fn statx(at: impl AsFd, name: &[u8], flags: AtFlags) -> SysResult<Attr> {
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    rfs::statx(at, name, flags, wanted).map(|found| Attr::from(&found))
 }
 
 /// Repeats a system call that a signal interrupted.

@@ -59,16 +59,18 @@ impl Union {
         }
     }
 
-    /// Attributes of a node, and when it was made if its filesystem knows. A copy-up makes it anew.
-    pub fn statx(&self, number: Number) -> FsResult<(Attr, Option<Time>)> {
-        let attr = self.getattr(number)?;
-        let birth = match self.target(number)? {
-            Target::Node(node) if node.has_upper() => {
-                sys::birth_time(self.upper_handle(&node)?.as_fd())?
-            }
-            _ => None,
+    /// Attributes of a node as `statx(2)` shows them: with the time of birth if it is in the upper. A
+    /// lower's would change with the copy-up, which makes the file anew.
+    pub fn statx(&self, number: Number) -> FsResult<Attr> {
+        let Target::Node(node) = self.target(number)? else {
+            return self.getattr(number);
         };
-        Ok((attr, birth))
+        let had_upper = node.has_upper();
+        let attr = self.node_attr(&node)?;
+        Ok(Attr {
+            birth: attr.birth.filter(|_| had_upper),
+            ..attr
+        })
     }
 
     /// The target of a symbolic link.

@@ -79,6 +79,7 @@ fn nothing_known(number: Number, kind: Kind) -> Attr {
         atime: time,
         mtime: time,
         ctime: time,
+        birth: None,
     }
 }
 

@@ -33,7 +33,27 @@ def check():
     with tempfile.TemporaryFile(dir="dir") as file:
         file.write(b"temporary")
         print("temporary", os.fstat(file.fileno()).st_nlink, os.listdir("dir"))
+    os.mkdir("new")
     room = ctypes.create_string_buffer(256)
-    call(libc.statx, -100, b"dir", 0, 0xFFF, room)
+    call(libc.statx, -100, b"new", 0, 0xFFF, room)
     print("statx btime", bool(struct.unpack_from("I", room, 0)[0] & 0x800))
     print("statx basic", struct.unpack_from("I", room, 0)[0] & 0x7FF == 0x7FF)
+    print("reused", *reused(root))
+
+
+def reused(root):
+    """Whether a number is given again within reach, and what a handle of its first owner opens."""
+    old = {}
+    for number in range(200):
+        write_file("new/first", b"first", 0o666)
+        old[os.stat("new/first").st_ino] = handle_of("new/first")
+        os.unlink("new/first")
+        # Times of birth are no finer than the kernel's clock tick.
+        time.sleep(0.02)
+        write_file("new/second", b"second", 0o666)
+        handle = old.get(os.stat("new/second").st_ino)
+        if handle:
+            outcome = attempt(lambda: call(libc.open_by_handle_at, root, handle, os.O_RDONLY))
+            return "again", outcome
+        os.unlink("new/second")
+    return "never", None
