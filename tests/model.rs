@@ -15,7 +15,11 @@ use proptest::prelude::*;
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-const ME: Caller = Caller { uid: 0, gid: 0 };
+const ME: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    tid: 0,
+};
 
 /// What the model knows of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -366,7 +370,7 @@ impl Op {
             Self::Symlink(path) => create(path, Kind::Symlink, 0o777, b"target"),
             Self::Write(path, at, byte) => {
                 let number = file(path)?;
-                answer(union.write(number, u64::from(*at), &[*byte], false)).map(|_| ())
+                answer(union.write(number, u64::from(*at), &[*byte], None)).map(|_| ())
             }
             Self::Truncate(path, size) => {
                 let size = Some(u64::from(*size));

@@ -31,16 +31,17 @@ pub struct Handler {
     pub setxattr_ext: bool,
 }
 
-/// Whether a request without a flag for it takes set-id bits away. The kernel asks about
+/// The caller, if a request without a flag for it takes set-id bits away. The kernel asks about
 /// `CAP_FSETID`; the protocol tells only the user.
-fn drops_privileges(request: &Request<'_>) -> bool {
-    request.header.uid != 0
+fn without_privileges(request: &Request<'_>) -> Option<Caller> {
+    (request.header.uid != 0).then(|| caller(request))
 }
 
 fn caller(request: &Request<'_>) -> Caller {
     Caller {
         uid: request.header.uid,
         gid: request.header.gid,
+        tid: request.header.pid,
     }
 }
 
@@ -165,9 +166,10 @@ impl Handler {
             op::FALLOCATE => {
                 let arg = request.take::<abi::FallocateIn>()?;
                 let mode = FallocateFlags::from_bits_retain(arg.mode);
-                let (node, drops) = (self.node(request.header.nodeid), drops_privileges(request));
+                let node = self.node(request.header.nodeid);
+                let without = without_privileges(request);
                 self.union
-                    .fallocate(node, arg.offset, arg.length, mode, drops)
+                    .fallocate(node, arg.offset, arg.length, mode, without)
             }
             op::LSEEK => self.lseek(request, reply),
             op::COPY_FILE_RANGE => self.copy_file_range(request, reply),
@@ -252,6 +254,7 @@ impl Handler {
             atime: time(fattr::ATIME, fattr::ATIME_NOW, arg.atime, arg.atimensec),
             mtime: time(fattr::MTIME, fattr::MTIME_NOW, arg.mtime, arg.mtimensec),
             drops_privileges: arg.valid & fattr::KILL_SUIDGID != 0,
+            caller: caller(request),
         };
         let change = |number| self.union.setattr(number, &set);
         let id = request.header.nodeid;
@@ -307,7 +310,10 @@ impl Handler {
             0 => RenameMode::Replace,
             libc::RENAME_NOREPLACE => RenameMode::NoReplace,
             libc::RENAME_EXCHANGE => RenameMode::Exchange,
-            libc::RENAME_WHITEOUT => RenameMode::Whiteout,
+            // With NOREPLACE, the kernel has seen that there is nothing to replace.
+            flags if flags & !libc::RENAME_NOREPLACE == libc::RENAME_WHITEOUT => {
+                RenameMode::Whiteout(caller(request))
+            }
             _ => return Err(Errno::INVAL.into()),
         };
         let (parent, newdir) = (self.node(request.header.nodeid), self.node(newdir));
@@ -319,7 +325,8 @@ impl Handler {
         let opens = self.opens.as_ref().ok_or(Errno::NOSYS)?;
         let arg = request.take::<abi::OpenIn>()?;
         let drops = arg.open_flags & abi::OPEN_KILL_SUIDGID != 0;
-        let opened = opens.open(request.header.nodeid, arg.flags, drops)?;
+        let without_privileges = drops.then(|| caller(request));
+        let opened = opens.open(request.header.nodeid, arg.flags, without_privileges)?;
         reply.send(opened.out().as_bytes());
         Ok(())
     }
@@ -348,7 +355,7 @@ impl Handler {
             None => Opened::Cached(0),
             Some(opens) => {
                 let flags = arg.flags & !(libc::O_TRUNC as u32);
-                opens.open(attr.ino, flags, false).inspect_err(|_| {
+                opens.open(attr.ino, flags, None).inspect_err(|_| {
                     // The kernel does not hear of it.
                     opens.forget(attr.ino, 1);
                 })?
@@ -374,8 +381,12 @@ impl Handler {
         let arg = request.take::<abi::WriteIn>()?;
         let data = request.bytes(arg.size)?;
         let drops = arg.write_flags & abi::WRITE_KILL_SUIDGID != 0;
+        let without_privileges = drops.then(|| caller(request));
         let node = self.node(request.header.nodeid);
-        reply_written(reply, self.union.write(node, arg.offset, data, drops)?);
+        let written = self
+            .union
+            .write(node, arg.offset, data, without_privileges)?;
+        reply_written(reply, written);
         Ok(())
     }
 
@@ -481,8 +492,10 @@ impl Handler {
         let length = usize::try_from(arg.len).unwrap_or(usize::MAX).min(1 << 30);
         let from = (self.node(request.header.nodeid), arg.off_in);
         let to = (self.node(arg.nodeid_out), arg.off_out);
-        let drops = drops_privileges(request);
-        let copied = self.union.copy_file_range(from, to, length, drops)?;
+        let without_privileges = without_privileges(request);
+        let copied = self
+            .union
+            .copy_file_range(from, to, length, without_privileges)?;
         reply_written(reply, copied);
         Ok(())
     }

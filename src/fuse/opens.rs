@@ -28,7 +28,7 @@ use crate::error::FsResult;
 use crate::lower::Number;
 use crate::sys;
 use crate::sys::fuse_dev::Backing;
-use crate::union::{Place, Union};
+use crate::union::{Caller, Place, Union};
 
 /// How many backing files are kept registered that nobody has open.
 const IDLE: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -101,11 +101,16 @@ impl Opens {
         }
     }
 
-    /// Opens a node. With `drop_privileges`, truncating it takes set-id bits away.
+    /// Opens a node. `without_privileges`, truncating it takes set-id bits away.
     ///
     /// # Errors
     /// `ESTALE` if the kernel must look the name up again, and what a copy-up says.
-    pub fn open(&self, id: u64, flags: u32, drop_privileges: bool) -> FsResult<Opened> {
+    pub fn open(
+        &self,
+        id: u64,
+        flags: u32,
+        without_privileges: Option<Caller>,
+    ) -> FsResult<Opened> {
         let number = self.number(id)?;
         let truncate = flags & libc::O_TRUNC as u32 != 0;
         let writes = flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32 || truncate;
@@ -115,7 +120,7 @@ impl Opens {
             }
             if writes {
                 self.union
-                    .make_writable(number, truncate, drop_privileges)?;
+                    .make_writable(number, truncate, without_privileges)?;
                 if let Some(Io::Backed(Place::Lower, _)) = file.io {
                     self.retire(id, number, file);
                     return Err(Errno::STALE.into());
@@ -146,7 +151,7 @@ impl Opens {
         let number = self.number(id)?;
         self.with_file(id, |file| {
             if let Some(Io::Backed(Place::Lower, _)) = file.io {
-                self.union.make_writable(number, false, false)?;
+                self.union.make_writable(number, false, None)?;
                 self.retire(id, number, file);
             }
             if file.retired {

@@ -33,6 +33,14 @@ pub fn without_capability<T>(capability: CapabilitySet, act: impl FnOnce() -> T)
     Ok(result)
 }
 
+/// The supplementary groups of a thread; none if it cannot be looked at.
+pub fn groups_of(tid: u32) -> Vec<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Groups:"));
+    let ids = line.unwrap_or_default().split_whitespace();
+    ids.filter_map(|id| id.parse().ok()).collect()
+}
+
 /// The id that a user of this process's user namespace has in the one around it; the same if there
 /// is none around it, or the user is not there.
 pub fn uid_outside(uid: u32) -> u32 {

@@ -9,7 +9,7 @@ use rustix::fs::{self as rfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Xattr
 use rustix::io::Errno;
 
 use super::node::Node;
-use super::{Target, Union};
+use super::{Caller, Target, Union};
 use crate::attr::{Attr, Kind, Time};
 use crate::error::{FsError, FsResult};
 use crate::lower::{LowerObject, LowerRef, Number};
@@ -24,7 +24,8 @@ pub enum SetTime {
     At(Time),
 }
 
-/// Attributes to change; `None` leaves one as it is.
+/// Attributes to change; `None` leaves one as it is. With all `None` it takes set-id bits away:
+/// so the kernel sends `chown(-1, -1)`, and what comes before a write that does it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SetAttr {
     /// Permission bits.
@@ -39,9 +40,31 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of the contents.
     pub mtime: Option<SetTime>,
-    /// With a size or an owner: the file loses set-id bits and capabilities, as when someone
-    /// without `CAP_FSETID` changes them.
+    /// With a size: the file loses set-id bits and capabilities, as when someone without
+    /// `CAP_FSETID` sets it.
     pub drops_privileges: bool,
+    /// Who changes them.
+    pub caller: Caller,
+}
+
+impl SetAttr {
+    fn is_nothing(&self) -> bool {
+        let times = self.atime.is_some() || self.mtime.is_some();
+        !(self.names_owner() || times || self.mode.is_some() || self.size.is_some())
+    }
+
+    fn names_owner(&self) -> bool {
+        self.uid.is_some() || self.gid.is_some()
+    }
+}
+
+/// The mode that a file is left with by one who may not keep set-id bits.
+fn mode_without_privileges(attr: &Attr, caller: Caller) -> u32 {
+    let mut mode = attr.mode & !SUID;
+    if mode & SGID != 0 && (mode & GROUP_EXECUTE != 0 || !caller.is_in_group(attr.gid)) {
+        mode &= !SGID;
+    }
+    mode
 }
 
 const SUID: u32 = libc::S_ISUID;
@@ -207,13 +230,23 @@ impl Union {
     pub fn setattr(&self, number: Number, set: &SetAttr) -> FsResult<Attr> {
         self.upper()?;
         let node = self.touch(number)?;
+        if set.is_nothing() {
+            // chown(-1, -1) may not change the mode for a stranger, and root's write takes only
+            // capabilities away, for which the kernel sends the same once they are gone.
+            let attr = self.node_attr(&node)?;
+            let owner = set.caller.uid != 0 && set.caller.uid == attr.uid;
+            let changes_mode = mode_without_privileges(&attr, set.caller) != attr.mode;
+            if !owner && changes_mode && node.kind != Kind::Dir {
+                return Ok(attr);
+            }
+        }
         // Data that is about to be cut off need not be copied.
         self.copy_up_keeping(&node, set.size.unwrap_or(u64::MAX))?;
         if let Some(size) = set.size {
             let file = self.upper_file(&node)?;
             sys::retry(|| rfs::ftruncate(&*file, size))?;
             if set.drops_privileges {
-                self.drop_privileges(&node)?;
+                self.drop_privileges(&node, set.caller)?;
             }
         }
         *node.inherit.lock() = None;
@@ -221,8 +254,14 @@ impl Union {
             node.set_unprivileged(false);
         }
         let handle = self.upper_handle(&node)?;
-        if set.uid.is_some() || set.gid.is_some() {
-            self.change_owner(&node, handle.as_fd(), set.uid, set.gid)?;
+        if set.names_owner() {
+            self.change_owner(&node, handle.as_fd(), set)?;
+        }
+        if set.is_nothing() {
+            self.change_owner(&node, handle.as_fd(), set)?;
+            if node.kind != Kind::Dir {
+                self.drop_privileges(&node, set.caller)?;
+            }
         }
         if let Some(mode) = set.mode {
             self.change_mode(&node, handle.as_fd(), mode)?;
@@ -270,9 +309,9 @@ impl Union {
         &self,
         node: &Arc<Node>,
         fd: std::os::fd::BorrowedFd<'_>,
-        uid: Option<u32>,
-        gid: Option<u32>,
+        set: &SetAttr,
     ) -> FsResult<()> {
+        let (uid, gid) = (set.uid, set.gid);
         let marked = node.state.read().mark.owner.is_some();
         if !marked {
             match sys::chown(fd, uid, gid) {
@@ -286,29 +325,27 @@ impl Union {
         self.upper()?.namespace().write_node(fd, &mark)?;
         node.state.write().mark = mark;
         if node.kind == Kind::File {
-            self.drop_privileges(node)?;
+            self.drop_privileges(node, set.caller)?;
         }
         Ok(())
     }
 
     /// Takes set-user-id, set-group-id and file capabilities from a file, as a native filesystem
     /// does when someone without `CAP_FSETID` writes to it.
-    pub(super) fn drop_privileges(&self, node: &Arc<Node>) -> FsResult<()> {
+    pub(super) fn drop_privileges(&self, node: &Arc<Node>, caller: Caller) -> FsResult<()> {
         if node.is_unprivileged() {
             return Ok(());
         }
         let handle = self.upper_handle(node)?;
-        let mode = node.state.read().mark.apply(sys::stat_fd(&*handle)?).mode;
-        let mut kept = mode & !SUID;
-        if mode & GROUP_EXECUTE != 0 {
-            kept &= !SGID;
-        }
-        if kept != mode {
+        let attr = node.state.read().mark.apply(sys::stat_fd(&*handle)?);
+        let kept = mode_without_privileges(&attr, caller);
+        if kept != attr.mode {
             self.change_mode(node, handle.as_fd(), kept)?;
         }
         match sys::remove_xattr(handle.as_fd(), CAPABILITY) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => {
-                node.set_unprivileged(true);
+                // Who is in the group leaves a bit that another takes away.
+                node.set_unprivileged(kept & SGID == 0);
                 Ok(())
             }
             Err(errno) => Err(FsError::from(errno)),

@@ -73,27 +73,38 @@ impl Union {
     ) -> FsResult<Attr> {
         let dir = self.writable_dir(parent, name)?;
         let mut entries = dir.entries.write();
-        let place = self.place_for(&dir, name)?;
-        let fd = self.upper_dir(&dir)?;
-        let inherit = self.inherit(&dir, &fd)?;
-        let object = inherit.apply(new, caller);
-        let made = match place {
-            Place::Free => match self.upper()?.build(fd.as_fd(), name, &object) {
-                // A whiteout with nothing below it, which nobody looked for.
-                Err(Errno::EXIST) => {
-                    let place = self.place_over(&dir, name)?;
-                    self.build_over(&fd, name, &object, inherit, place)?
-                }
-                result => result?,
-            },
-            Place::Whiteout { .. } => self.build_over(&fd, name, &object, inherit, place)?,
-        };
+        let made = self.make(&dir, name, new, caller)?;
         entries.changed();
         if new.kind == Kind::Dir {
             dir.subdirs_changed(1);
         }
         drop(entries);
         Ok(self.adopt(Some((&dir, name)), new.kind, made))
+    }
+
+    /// Makes an object in a directory whose entries are locked.
+    pub(super) fn make(
+        &self,
+        dir: &Arc<Node>,
+        name: &[u8],
+        new: &NewNode<'_>,
+        caller: Caller,
+    ) -> FsResult<NewFd> {
+        let place = self.place_for(dir, name)?;
+        let fd = self.upper_dir(dir)?;
+        let inherit = self.inherit(dir, &fd)?;
+        let object = inherit.apply(new, caller);
+        match place {
+            Place::Free => match self.upper()?.build(fd.as_fd(), name, &object) {
+                // A whiteout with nothing below it, which nobody looked for.
+                Err(Errno::EXIST) => {
+                    let place = self.place_over(dir, name)?;
+                    self.build_over(&fd, name, &object, inherit, place)
+                }
+                result => Ok(result?),
+            },
+            Place::Whiteout { .. } => self.build_over(&fd, name, &object, inherit, place),
+        }
     }
 
     /// Makes a regular file without a name, in the filesystem and with the inheritance of a directory

@@ -11,7 +11,7 @@ use rustix::fs::{self as rfs, FallocateFlags, SeekFrom, StatVfs};
 use rustix::io::Errno;
 
 use super::node::Node;
-use super::{SetAttr, Target, Union};
+use super::{Caller, SetAttr, Target, Union};
 use crate::attr::Kind;
 use crate::error::{FsError, FsResult};
 use crate::lower::{Contents, LowerRef, Number};
@@ -103,7 +103,7 @@ impl Union {
         read_contents(Contents::File(file, u64::MAX), offset, size, buffer, give)
     }
 
-    /// Writes at `offset`; returns how many bytes were written. With `drop_privileges` the file
+    /// Writes at `offset`; returns how many bytes were written. With `without_privileges` the file
     /// loses set-id bits and capabilities, as when someone without `CAP_FSETID` writes.
     ///
     /// # Errors
@@ -113,13 +113,13 @@ impl Union {
         number: Number,
         offset: u64,
         data: &[u8],
-        drop_privileges: bool,
+        without_privileges: Option<Caller>,
     ) -> FsResult<usize> {
         let (node, file) = self.writable_file(number)?;
         let written =
             self.with_room(|| Ok(sys::retry(|| rustix::io::pwrite(&*file, data, offset))?))?;
-        if drop_privileges {
-            self.drop_privileges(&node)?;
+        if let Some(writer) = without_privileges {
+            self.drop_privileges(&node, writer)?;
         }
         Ok(written)
     }
@@ -140,12 +140,12 @@ impl Union {
         offset: u64,
         length: u64,
         mode: FallocateFlags,
-        drop_privileges: bool,
+        without_privileges: Option<Caller>,
     ) -> FsResult<()> {
         let (node, file) = self.writable_file(number)?;
         self.with_room(|| Ok(sys::retry(|| rfs::fallocate(&*file, mode, offset, length))?))?;
-        if drop_privileges {
-            self.drop_privileges(&node)?;
+        if let Some(writer) = without_privileges {
+            self.drop_privileges(&node, writer)?;
         }
         Ok(())
     }
@@ -165,7 +165,7 @@ impl Union {
         from: (Number, u64),
         to: (Number, u64),
         length: usize,
-        drop_privileges: bool,
+        without_privileges: Option<Caller>,
     ) -> FsResult<usize> {
         let (node, target) = self.writable_file(to.0)?;
         let part = self.part(from.0)?;
@@ -181,8 +181,8 @@ impl Union {
                 window.len()
             }
         };
-        if drop_privileges {
-            self.drop_privileges(&node)?;
+        if let Some(writer) = without_privileges {
+            self.drop_privileges(&node, writer)?;
         }
         Ok(copied)
     }
@@ -238,17 +238,18 @@ impl Union {
     }
 
     /// Gives a file that is being opened for writing a part in the upper; an empty one if it is
-    /// to be truncated, which takes set-id bits away with `drop_privileges`.
+    /// to be truncated, which takes set-id bits away if it is done `without_privileges`.
     pub fn make_writable(
         &self,
         number: Number,
         truncate: bool,
-        drop_privileges: bool,
+        without_privileges: Option<Caller>,
     ) -> FsResult<()> {
         if truncate {
             let set = SetAttr {
                 size: Some(0),
-                drops_privileges: drop_privileges,
+                caller: without_privileges.unwrap_or_default(),
+                drops_privileges: without_privileges.is_some(),
                 ..SetAttr::default()
             };
             return self.setattr(number, &set).map(drop);

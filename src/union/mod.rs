@@ -104,12 +104,21 @@ pub enum OpenError {
 }
 
 /// Who asks: for the owner of new files, and for what only some may keep.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Caller {
     /// User.
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Thread, which may have more groups; 0 if it cannot be seen from here.
+    pub tid: u32,
+}
+
+impl Caller {
+    /// Whether it is in a group. A thread that cannot be looked at is in its first group only.
+    fn is_in_group(&self, gid: u32) -> bool {
+        self.gid == gid || crate::sys::process::groups_of(self.tid).contains(&gid)
+    }
 }
 
 /// A union of an upper and lowers.

@@ -11,9 +11,9 @@ use parking_lot::RwLockWriteGuard;
 use rustix::fs::{self as rfs, AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::Union;
 use super::node::{DirState, Node, NodeName};
 use super::resolve::{Resolved, UpperName};
+use super::{Caller, NewNode, Union};
 use crate::attr::Kind;
 use crate::error::{FsError, FsResult};
 use crate::lower::Number;
@@ -29,7 +29,7 @@ pub enum RenameMode {
     /// `RENAME_EXCHANGE`: both must exist.
     Exchange,
     /// `RENAME_WHITEOUT`: leave a character device 0:0 under the old name, for the caller.
-    Whiteout,
+    Whiteout(Caller),
 }
 
 /// Longest path a redirect can name.
@@ -204,8 +204,8 @@ impl Union {
                 guard.changed();
             }
         }
-        if mode == RenameMode::Whiteout {
-            self.leave_device(from)?;
+        if let RenameMode::Whiteout(caller) = mode {
+            self.leave_device(from, caller)?;
             for (_, guard) in &mut guards {
                 guard.changed();
             }
@@ -410,23 +410,15 @@ impl Union {
     }
 
     /// For `RENAME_WHITEOUT`: the device that the caller wants under the old name.
-    fn leave_device(&self, from: Place<'_>) -> FsResult<()> {
-        let upper = self.upper()?;
-        let dir = self.upper_dir(from.dir)?;
-        let temp = upper.temp_name();
-        let device = NewObject {
+    fn leave_device(&self, from: Place<'_>, caller: Caller) -> FsResult<()> {
+        let device = NewNode {
             kind: Kind::Char,
             mode: 0,
-            owner: (self.root_ids.0, Some(self.root_ids.1)),
+            umask: 0,
             rdev: 0,
             target: b"",
         };
-        upper.build(upper.work(), &temp, &device)?;
-        let placed = upper.publish_over(&temp, dir.as_fd(), from.name);
-        if placed.is_err() {
-            upper.discard(&temp);
-        }
-        Ok(placed?)
+        self.make(from.dir, from.name, &device, caller).map(drop)
     }
 }
 

@@ -19,7 +19,11 @@ struct Fixture {
     union: Option<Union>,
 }
 
-const ME: Caller = Caller { uid: 0, gid: 0 };
+const ME: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    tid: 0,
+};
 
 impl Fixture {
     fn new() -> Self {
@@ -165,7 +169,7 @@ impl Fixture {
 fn numbers_survive_copy_up_rename_and_remount() {
     let mut t = Fixture::new();
     let number = t.number("d/g");
-    assert_eq!(t.u().write(number, 0, b"upper", false).unwrap(), 5);
+    assert_eq!(t.u().write(number, 0, b"upper", None).unwrap(), 5);
     assert_eq!(t.number("d/g"), number);
     assert_eq!(t.read("d/g"), "upper g");
     t.rename(("d", "g"), ("e", "g2"), RenameMode::Replace);
@@ -188,7 +192,7 @@ fn numbers_survive_copy_up_rename_and_remount() {
 fn hard_links_survive_copy_up_through_any_name() {
     let mut t = Fixture::new();
     let number = t.number("d/f2");
-    t.u().write(number, 0, b"UPPER", false).unwrap();
+    t.u().write(number, 0, b"UPPER", None).unwrap();
     for _ in 0..2 {
         assert_eq!(t.number("f"), t.number("d/f2"));
         assert_eq!(t.read("f"), "UPPER f");
@@ -210,7 +214,7 @@ fn hard_links_into_a_moved_directory_survive_copy_up() {
             t.remount();
         }
         let number = t.number("f");
-        t.u().write(number, 0, b"UPPER", false).unwrap();
+        t.u().write(number, 0, b"UPPER", None).unwrap();
         for _ in 0..2 {
             assert_eq!(t.read("e/moved/f2"), "UPPER f");
             assert_eq!(t.number("e/moved/f2"), number);
@@ -269,7 +273,7 @@ fn a_deleted_lower_file_can_still_be_used() {
     t.u().unlink(dir, b"g").unwrap();
     assert_eq!(t.u().getattr(number).unwrap().nlink, 0);
     assert_eq!(t.read_node(number), "lower g");
-    t.u().write(number, 0, b"still", false).unwrap();
+    t.u().write(number, 0, b"still", None).unwrap();
     assert_eq!(t.read_node(number), "still g");
     assert_eq!(t.u().getattr(number).unwrap().nlink, 0);
     assert!(t.find("d/g").is_none());
@@ -282,7 +286,7 @@ fn a_deleted_upper_file_can_still_be_used() {
     let t = Fixture::new();
     let number = t.create("", "new", Kind::File);
     t.u().unlink(Number::ROOT, b"new").unwrap();
-    t.u().write(number, 0, b"data", false).unwrap();
+    t.u().write(number, 0, b"data", None).unwrap();
     assert_eq!(t.read_node(number), "data");
     assert_eq!(t.u().getattr(number).unwrap().nlink, 0);
 }
@@ -350,7 +354,7 @@ fn a_directory_cannot_be_moved_into_itself() {
 fn an_upper_copied_with_its_marks_does_not_confuse_two_files() {
     let mut t = Fixture::new();
     let number = t.number("d/g");
-    t.u().write(number, 0, b"one", false).unwrap();
+    t.u().write(number, 0, b"one", None).unwrap();
     t.union = None;
     fs::write(t.upper("d/copy"), "two").unwrap();
     // No other program is started: it would hold the locks of other tests for a moment.
@@ -379,7 +383,7 @@ fn the_upper_is_refused_while_another_union_has_it() {
 fn changes_name_what_was_added_changed_and_deleted() {
     let t = Fixture::new();
     t.create("", "new", Kind::File);
-    t.u().write(t.number("d/g"), 0, b"x", false).unwrap();
+    t.u().write(t.number("d/g"), 0, b"x", None).unwrap();
     t.u().unlink(t.number("d/sub"), b"h").unwrap();
     assert_eq!(
         t.changes(),
@@ -449,7 +453,7 @@ fn names_deeper_than_path_max_work() {
         ..new
     };
     let deep = t.u().create(at, b"deep", &file, ME).unwrap();
-    t.u().write(Number(deep.ino), 0, b"x", false).unwrap();
+    t.u().write(Number(deep.ino), 0, b"x", None).unwrap();
     let fresh = Union::open_for_diff(&t.config).unwrap();
     assert_eq!(fresh.changes().unwrap().len(), 41);
     let too_long = [b'n'; 256];

@@ -15,6 +15,7 @@ const USER: u32 = 65534;
 const ME: Caller = Caller {
     uid: USER,
     gid: USER,
+    tid: 0,
 };
 
 /// A lower of root's with objects of many modes, and an upper of the user's.
@@ -145,7 +146,7 @@ fn files_and_directories_of_any_mode_are_made_changed_and_found_again() {
                 chmod(u, &path, before);
             }
             let file = number(u, &format!("f{before:o}"));
-            u.write(file, 0, b"data", false).unwrap();
+            u.write(file, 0, b"data", None).unwrap();
             let xattr = rustix::fs::XattrFlags::empty();
             u.setxattr(file, b"user.x", b"1", xattr, false).unwrap();
             assert_eq!(&*u.getxattr(file, b"user.x").unwrap(), b"1");
@@ -167,9 +168,9 @@ fn read_only_lower_objects_of_others_are_copied_up() {
     let t = Fixture::new();
     t.as_user(|u| {
         let before = number(u, "f");
-        u.write(before, 0, b"UPPER", false).unwrap();
+        u.write(before, 0, b"UPPER", None).unwrap();
         assert_eq!(number(u, "f"), before);
-        u.write(number(u, "ro/g"), 0, b"UPPER", false).unwrap();
+        u.write(number(u, "ro/g"), 0, b"UPPER", None).unwrap();
         assert_eq!(find(u, "ro").mode & 0o7777, 0o555);
     });
     t.as_user(|u| {

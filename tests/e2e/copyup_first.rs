@@ -323,9 +323,8 @@ impl Case {
 
     /// Intended differences, which `docs/semantics.md` has.
     fn is_known(&self) -> bool {
-        // chown(-1, -1) takes set-id bits away: FUSE says nothing of it to a daemon.
-        let program = matches!(self.object, "setid" | "capable");
-        self.op.name == "chown nothing" && program
+        // chown(-1, -1): a stranger's is to be EPERM, and root's to take set-id bits away.
+        self.op.name == "chown nothing" && self.object == "setid" && self.user.0 != "owner"
     }
 }
 

@@ -17,14 +17,11 @@ const COMMON: &str = include_str!("common.py");
 /// Whether a line may differ, natively and on the mount; `docs/semantics.md` says why.
 type Known = fn(native: &str, mounted: &str) -> bool;
 
-/// A daemon's write for a memory mapping is a write like any other. And of a writer's groups it
-/// knows only the first, if the group may not execute.
+/// A daemon's write for a memory mapping is a write like any other.
 fn set_ids(native: &str, mounted: &str) -> bool {
     let of = |line: &str| line.split_whitespace().last().map(str::to_owned);
     let mapping = native.starts_with("  mmap-") && of(mounted).as_deref() == Some("ENODATA");
-    let sgid = |line: &str| line.contains("-other then") && line.contains(" 102");
     mapping && native.replace(" 20", " ENODATA") == mounted
-        || sgid(mounted) && mounted.replace(" 102", " 100") == native
 }
 
 /// FUSE carries no fallocate that moves what comes after it.
@@ -107,6 +104,7 @@ topics! {
     locks: 80 lines, none;
     events: 80 lines, none;
     names: 500 lines, none;
+    renames: 1280 lines, none;
     deleted: 60 lines, none;
     contents: 60 lines, no_shifting;
     handles: 9 lines, none;

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::known::passes_through;
 use super::lowers::LOWER_TIME;
-use super::op::{Op, Outcome, Step, Time, Who, without_idle_sgid};
+use super::op::{Op, Outcome, Step, Time, Who};
 use super::side::Side;
 
 impl Step {
@@ -524,10 +524,7 @@ pub(super) fn show_stat(stat: &Stat) -> String {
     let kind = FileType::from_raw_mode(stat.st_mode);
     let mut text = format!(
         "{kind:?} {:04o} {}:{}",
-        match kind {
-            FileType::RegularFile => without_idle_sgid(stat.st_mode & 0o7777),
-            _ => stat.st_mode & 0o7777,
-        },
+        stat.st_mode & 0o7777,
         stat.st_uid,
         stat.st_gid
     );

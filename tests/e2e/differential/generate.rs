@@ -443,6 +443,8 @@ impl Generator {
     fn rename_flagged(&mut self) -> Op {
         let (from, to) = (self.any(), self.any());
         let flags = match self.rng.below(8) {
+            // Kernel overlayfs has no whiteouts for its users.
+            0 if self.range != Range::Common => RenameFlags::WHITEOUT,
             0..=2 => RenameFlags::NOREPLACE,
             3 => RenameFlags::EXCHANGE | RenameFlags::NOREPLACE,
             _ => RenameFlags::EXCHANGE,
@@ -460,7 +462,7 @@ impl Generator {
 
     fn chown(&mut self) -> Op {
         let (uid, mut gid) = (self.id(), self.id());
-        // chown(-1, -1) takes set-id bits away, and Lamina does not: see `known.rs`.
+        // By chown(-1, -1), only the owner takes set-id bits away: see `known.rs`.
         if uid.is_none() && gid.is_none() {
             gid = Some(0);
         }

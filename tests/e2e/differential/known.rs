@@ -2,14 +2,10 @@
 //!
 //! Some things are not in the table but kept out of the generator or of the comparison, since the
 //! trees would differ from then on:
-//! - `chown(-1, -1)` takes set-id bits away from an executable. FUSE tells a daemon that handles
-//!   set-id bits itself (`HANDLE_KILLPRIV_V2`) nothing but a SETATTR with nothing to set.
-//! - A write by one who is not in the file's group takes the set-group-id bit away even where the
-//!   group may not execute. FUSE tells the daemon only the first of the writer's groups.
+//! - `chown(-1, -1)` takes set-id bits away from an executable. FUSE sends the same request before a
+//!   write by root, which does not; so only the owner's does.
 //! - `COLLAPSE_RANGE` and `INSERT_RANGE` are `EOPNOTSUPP` on every FUSE mount.
 //! - Writing to a fifo changes its times on a disk filesystem; FUSE does not hear of it.
-//! - The device that `RENAME_WHITEOUT` leaves belongs to the mount's owner, not to the caller, and
-//!   takes nothing from its directory's default ACL.
 //! - A hard link into another layer: a commit, and an upper that becomes a lower, hold names that
 //!   were moved with their directory as files of their own.
 

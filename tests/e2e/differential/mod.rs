@@ -399,7 +399,6 @@ impl Tree {
     /// Files written during the test get one time, as no two sides write at the same moment.
     fn with_recent_times_alike(mut self) -> Self {
         self.forget_xattrs(b"trusted.lamina.");
-        self.map_modes(op::without_idle_sgid);
         self.map_times(|time| {
             if time.0 > lowers::LOWER_TIME + 100_000_000 {
                 (i64::MAX, 0)

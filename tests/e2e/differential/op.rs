@@ -348,13 +348,3 @@ impl fmt::Display for Step {
         out.write_str(&text)
     }
 }
-
-/// The permission bits of a file without a set-group-id bit where the group may not execute: it
-/// means nothing, and whether a write takes it away depends on what FUSE does not tell.
-pub fn without_idle_sgid(mode: u32) -> u32 {
-    if mode & 0o2010 == 0o2000 {
-        mode & !0o2000
-    } else {
-        mode
-    }
-}

@@ -141,14 +141,6 @@ impl Tree {
             .for_each(|node| node.mtime = change(node.mtime));
     }
 
-    /// Replaces the permission bits of every regular file.
-    pub fn map_modes(&mut self, change: impl Fn(u32) -> u32) {
-        let files = self.nodes.values_mut();
-        files
-            .filter(|node| node.kind == FileType::RegularFile)
-            .for_each(|node| node.mode = change(node.mode));
-    }
-
     /// Leaves out all extended attributes whose names start with `prefix`.
     pub fn forget_xattrs(&mut self, prefix: &[u8]) {
         self.nodes
