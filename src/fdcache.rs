@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use lru::LruCache;
-use parking_lot::Mutex;
+
+use crate::sync::Mutex;
 
 const SHARDS: usize = 8;
 

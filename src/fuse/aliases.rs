@@ -8,11 +8,10 @@
 //! changes through one are not seen through the other.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use parking_lot::RwLock;
 
 use crate::lower::Number;
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The high bits of aliases: a space that no number is in.
 const SPACE: u16 = u16::MAX;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::union::Union;
 
 mod abi;
-mod aliases;
+pub(crate) mod aliases;
 mod greeting;
 mod handler;
 mod opens;

@@ -10,7 +10,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use parking_lot::RwLockWriteGuard;
 use rustix::fs::{self as rfs, AtFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
@@ -19,6 +18,7 @@ use super::{Union, attributes};
 use crate::attr::{Attr, Kind};
 use crate::error::{FsError, FsResult};
 use crate::lower::{Contents, LowerRef, Number};
+use crate::sync::RwLockWriteGuard;
 use crate::sys;
 use crate::upper::Upper;
 use crate::upper::build::{NewFd, NewObject};

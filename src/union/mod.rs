@@ -41,6 +41,8 @@ mod rename;
 mod resolve;
 #[cfg(test)]
 mod tests;
+#[cfg(all(test, feature = "shuttle"))]
+mod tests_shuttle;
 #[cfg(test)]
 mod tests_user;
 mod xattr;
@@ -132,7 +134,7 @@ pub struct Union {
     /// Whether a last name went since somebody last waited for its space in vain.
     freed: AtomicBool,
     /// Held while a file of the upper is given the data that it lacks; a leaf.
-    completing: parking_lot::Mutex<()>,
+    completing: crate::sync::Mutex<()>,
     /// Tells this stack of layers from another in the marks of copied-up files.
     tag: String,
     /// Whom files of an image belong to that belong to root in it: this process's own ids where
@@ -198,7 +200,7 @@ impl Union {
             fds,
             moved: moved::MovedDirs::default(),
             freed: AtomicBool::new(false),
-            completing: parking_lot::Mutex::new(()),
+            completing: crate::sync::Mutex::new(()),
             tag,
             root_ids,
         })

@@ -8,12 +8,11 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::Union;
 use super::node::Node;
 use crate::attr::Kind;
 use crate::error::FsResult;
+use crate::sync::Mutex;
 use crate::sys;
 
 /// Directories that were moved, by the path from the lowers' roots, with a leading slash.

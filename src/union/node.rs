@@ -6,14 +6,14 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
 use super::listing::Listing;
 use crate::attr::Kind;
 use crate::lower::{LowerRef, Number};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::upper::mark::NodeMark;
 
 /// The lower parts of a node, topmost first.
@@ -347,14 +347,16 @@ impl Table {
         dropped
     }
 
-    fn remove_unused(&self, node: &Node) -> bool {
+    /// Another thread may have done it before, and its number may have a new node now.
+    fn remove_unused(&self, node: &Arc<Node>) -> bool {
         let Some(shard) = self.shard(node.number) else {
             return false;
         };
         let mut shard = shard.write();
+        let ours = (shard.get(&node.number)).is_some_and(|known| Arc::ptr_eq(known, node));
         let unused =
             node.lookups.load(Ordering::Acquire) == 0 && node.children.load(Ordering::Acquire) == 0;
-        unused && shard.remove(&node.number).is_some()
+        ours && unused && shard.remove(&node.number).is_some()
     }
 
     /// Number of nodes with state.

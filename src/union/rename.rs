@@ -7,7 +7,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use parking_lot::RwLockWriteGuard;
 use rustix::fs::{self as rfs, AtFlags, RenameFlags};
 use rustix::io::Errno;
 
@@ -17,6 +16,7 @@ use super::{Caller, NewNode, Union};
 use crate::attr::Kind;
 use crate::error::{FsError, FsResult};
 use crate::lower::Number;
+use crate::sync::RwLockWriteGuard;
 use crate::upper::build::NewObject;
 
 /// What a rename does about the two names.
