@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use lru::LruCache;
 
+use crate::stats::{Counter, Stats};
 use crate::sync::Mutex;
 
 const SHARDS: usize = 8;
@@ -18,11 +19,12 @@ const SHARDS: usize = 8;
 pub struct FdCache<K: Hash + Eq> {
     shards: Vec<Mutex<LruCache<K, Arc<OwnedFd>>>>,
     hasher: RandomState,
+    stats: Arc<Stats>,
 }
 
 impl<K: Hash + Eq> FdCache<K> {
     /// A cache of about `capacity` descriptors.
-    pub fn new(capacity: usize) -> Self {
+    pub fn new(capacity: usize, stats: &Arc<Stats>) -> Self {
         let each = NonZeroUsize::new(capacity / SHARDS).unwrap_or(NonZeroUsize::MIN);
         let shards = (0..SHARDS)
             .map(|_| Mutex::new(LruCache::new(each)))
@@ -30,6 +32,7 @@ impl<K: Hash + Eq> FdCache<K> {
         Self {
             shards,
             hasher: RandomState::new(),
+            stats: Arc::clone(stats),
         }
     }
 
@@ -39,7 +42,13 @@ impl<K: Hash + Eq> FdCache<K> {
 
     /// The descriptor kept under `key`.
     pub fn get(&self, key: &K) -> Option<Arc<OwnedFd>> {
-        self.shard(key)?.lock().get(key).cloned()
+        let found = self.shard(key)?.lock().get(key).cloned();
+        let counter = match found {
+            Some(_) => Counter::DescriptorHits,
+            None => Counter::DescriptorMisses,
+        };
+        self.stats.add(counter, 1);
+        found
     }
 
     /// The descriptor kept under `key`, or else the one that `open` gives, which is kept.

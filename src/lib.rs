@@ -11,6 +11,7 @@ pub mod fdcache;
 pub mod fuse;
 pub mod lower;
 pub mod mount;
+pub mod stats;
 pub mod sync;
 pub mod sys;
 pub mod union;

@@ -23,6 +23,7 @@ mod progress;
 mod ps;
 mod rm;
 mod serve;
+mod stats;
 mod table;
 mod umount;
 
@@ -87,6 +88,8 @@ enum Command {
     Umount(umount::UmountArgs),
     /// List live mounts
     Ps(ps::PsArgs),
+    /// Show what the daemon of a mount has been asked, how often and how long it took
+    Stats(stats::StatsArgs),
     /// Throw away changes that the store keeps under a name
     Rm(rm::RmArgs),
     /// Show what a mount's upper directory changes
@@ -170,6 +173,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Mount(args) => mount::run(&context, &args),
         Command::Umount(args) => umount::run(&context, &args),
         Command::Ps(args) => ps::run(&context, &args),
+        Command::Stats(args) => stats::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
         Command::Diff(args) => diff::run(&context, &args),
         Command::Commit(args) => commit::run(&context, &args),

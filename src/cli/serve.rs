@@ -93,7 +93,7 @@ pub fn serve(mounting: Mounting) -> anyhow::Result<()> {
     check_target(&mounting.target)?;
     let (device, attached) = attach(&mounting.target, &mounting.options)?;
     let guard = Guard(attached);
-    let record = mounting.record(&guard.0, streams.is_some().then(|| place.log()));
+    let record = mounting.record(&guard.0, streams.is_some().then(|| place.log()), &union);
     let keeper = place.keep(&record).context("cannot record the mount")?;
     drop(lock);
 
@@ -135,7 +135,7 @@ fn serve_until_unmounted(
 }
 
 impl Mounting {
-    fn record(&self, attached: &Attached, log: Option<PathBuf>) -> Record {
+    fn record(&self, attached: &Attached, log: Option<PathBuf>, union: &Union) -> Record {
         let config = &self.config;
         let layers = config.image.iter().flat_map(|image| &image.layers);
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -153,6 +153,7 @@ impl Mounting {
             log,
             pid: std::process::id(),
             since: now.map_or(0, |time| time.as_secs()),
+            stats: union.stats.descriptor(),
         }
     }
 }

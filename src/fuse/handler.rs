@@ -14,6 +14,7 @@ use super::wire::{self, FOREVER, Reply, Request};
 use crate::attr::{Attr, Kind, PERMISSIONS, Time};
 use crate::error::{FsError, FsResult};
 use crate::lower::Number;
+use crate::stats::Counter;
 use crate::union::{Caller, Cookie, Listed, NewNode, RenameMode, Seek, SetAttr, SetTime, Union};
 
 thread_local! {
@@ -372,7 +373,10 @@ impl Handler {
         let node = self.node(request.header.nodeid);
         let size = arg.size.min(wire::MAX_REQUEST) as usize;
         BUFFER.with_borrow_mut(|buffer| {
-            let give = |data: &[u8]| reply.send(data);
+            let give = |data: &[u8]| {
+                self.union.stats.add(Counter::BytesRead, data.len() as u64);
+                reply.send(data);
+            };
             self.union.read(node, arg.offset, size, buffer, give)
         })
     }
@@ -386,6 +390,7 @@ impl Handler {
         let written = self
             .union
             .write(node, arg.offset, data, without_privileges)?;
+        self.union.stats.add(Counter::BytesWritten, written as u64);
         reply_written(reply, written);
         Ok(())
     }

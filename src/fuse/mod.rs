@@ -75,7 +75,7 @@ pub fn serve(
         opens,
         setxattr_ext: greeted.setxattr_ext,
     };
-    let result = wire::run(&greeted.device, threads, |request, reply| {
+    let result = wire::run(&greeted.device, threads, &union.stats, |request, reply| {
         handler.serve(request, reply);
     });
     if let Err(error) = union.close() {

@@ -26,6 +26,7 @@ use super::abi;
 use super::aliases::Aliases;
 use crate::error::FsResult;
 use crate::lower::Number;
+use crate::stats::Counter;
 use crate::sys;
 use crate::sys::fuse_dev::Backing;
 use crate::union::{Caller, Place, Union};
@@ -236,6 +237,7 @@ impl Opens {
     fn retire(&self, id: u64, number: Number, file: &mut OpenFile) {
         file.retired = true;
         self.aliases.retire(number);
+        self.union.stats.add(Counter::Notifications, 1);
         if let Err(error) = self.notifier.inval_inode(INodeNo(id), -1, 0) {
             // The kernel does not know it any more.
             tracing::debug!("cannot invalidate the attributes of node {}: {error}", id);

@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::abi::{self, InHeader, OutHeader};
 use crate::attr::{Attr, Kind, Time};
 use crate::lower::Number;
+use crate::stats::Stats;
 
 /// Largest read or write request in bytes, the kernel's own limit.
 pub const MAX_REQUEST: u32 = 1 << 20;
@@ -76,6 +77,7 @@ pub struct Reply<'a> {
     device: BorrowedFd<'a>,
     unique: u64,
     sent: bool,
+    failed: bool,
 }
 
 impl<'a> Reply<'a> {
@@ -85,6 +87,7 @@ impl<'a> Reply<'a> {
             device,
             unique,
             sent: false,
+            failed: false,
         }
     }
 
@@ -105,6 +108,7 @@ impl<'a> Reply<'a> {
 
     /// Says that it failed.
     pub fn error(&mut self, errno: Errno) {
+        self.failed = true;
         self.write(-errno.raw_os_error(), &[]);
     }
 
@@ -135,9 +139,10 @@ impl<'a> Reply<'a> {
 pub fn run(
     device: &Arc<OwnedFd>,
     threads: usize,
+    stats: &Stats,
     serve: impl Fn(Request<'_>, &mut Reply<'_>) + Sync,
 ) -> std::io::Result<()> {
-    let work = || work(device, &serve);
+    let work = || work(device, stats, &serve);
     std::thread::scope(|scope| {
         let mut workers = Vec::with_capacity(threads);
         for number in 1..threads {
@@ -156,6 +161,7 @@ pub fn run(
 
 fn work(
     device: &OwnedFd,
+    stats: &Stats,
     serve: &(impl Fn(Request<'_>, &mut Reply<'_>) + Sync),
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; BUFFER];
@@ -172,6 +178,8 @@ fn work(
             tracing::error!("the kernel sent a request of {size} bytes");
             continue;
         };
+        let started = Instant::now();
+        let opcode = request.header.opcode;
         let mut reply = Reply::new(device.as_fd(), request.header.unique);
         let serving = std::panic::AssertUnwindSafe(|| serve(request, &mut reply));
         if std::panic::catch_unwind(serving).is_err() {
@@ -181,6 +189,7 @@ fn work(
         if !reply.is_sent() {
             reply.error(Errno::IO);
         }
+        stats.request(opcode, started.elapsed(), reply.failed);
     }
 }
 

@@ -17,6 +17,7 @@ use super::{Contents, Found, LayerIx, LowerEntry, LowerObject, LowerRef, Number}
 use crate::attr::{Attr, Kind, PERMISSIONS};
 use crate::error::FsResult;
 use crate::fdcache::FdCache;
+use crate::stats::Stats;
 use crate::sys::{self, SysResult};
 use crate::upper::mark::Namespace;
 
@@ -72,7 +73,7 @@ impl DirLayer {
         path: &Path,
         space: u16,
         namespace: Namespace,
-        descriptors: usize,
+        descriptors: (usize, &Arc<Stats>),
     ) -> SysResult<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
@@ -84,8 +85,8 @@ impl DirLayer {
             space,
             namespace,
             marked_whiteouts,
-            dirs: FdCache::new(descriptors / 2),
-            files: FdCache::new(descriptors / 2),
+            dirs: FdCache::new(descriptors.0 / 2, descriptors.1),
+            files: FdCache::new(descriptors.0 / 2, descriptors.1),
             links: OnceLock::new(),
         })
     }

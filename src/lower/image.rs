@@ -15,6 +15,7 @@ use super::{Contents, Found, LayerIx, LowerEntry, LowerObject, LowerRef, Number}
 use crate::attr::{Attr, Kind, Time};
 use crate::error::{FsError, FsResult};
 use crate::fdcache::FdCache;
+use crate::stats::Stats;
 
 /// An image's index and the objects it names.
 pub struct ImageLayer {
@@ -24,13 +25,13 @@ pub struct ImageLayer {
 }
 
 impl ImageLayer {
-    /// The image of a merged index whose objects are in `store`; at most about `descriptors` of
-    /// them are kept open.
-    pub fn new(index: Index, store: Arc<Store>, descriptors: usize) -> Self {
+    /// The image of a merged index whose objects are in `store`; at most about as many of
+    /// them as `descriptors` says are kept open.
+    pub fn new(index: Index, store: Arc<Store>, descriptors: (usize, &Arc<Stats>)) -> Self {
         Self {
             index,
             store,
-            files: FdCache::new(descriptors),
+            files: FdCache::new(descriptors.0, descriptors.1),
         }
     }
 

@@ -54,6 +54,9 @@ pub struct Record {
     pub pid: u32,
     /// When it was mounted: seconds since 1970.
     pub since: u64,
+    /// The daemon's descriptor of its statistics.
+    #[serde(default)]
+    pub stats: Option<i32>,
 }
 
 /// How a mount is.
@@ -355,6 +358,7 @@ mod tests {
             log: None,
             pid: 1,
             since: 7,
+            stats: None,
         }
     }
 

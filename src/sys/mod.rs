@@ -16,6 +16,7 @@ pub mod dir;
 pub mod fuse_dev;
 pub mod mount;
 pub mod process;
+pub mod shared;
 
 /// Result of a system call.
 pub type SysResult<T> = Result<T, Errno>;

@@ -18,6 +18,7 @@ use super::{Union, attributes};
 use crate::attr::{Attr, Kind};
 use crate::error::{FsError, FsResult};
 use crate::lower::{Contents, LowerRef, Number};
+use crate::stats::Counter;
 use crate::sync::RwLockWriteGuard;
 use crate::sys;
 use crate::upper::Upper;
@@ -89,7 +90,9 @@ impl Union {
         let temp = upper.temp_name();
         let built = self.build_copy(upper, &temp, node, &lower, &attr, keep);
         let published = built.and_then(|(fd, mark)| self.publish_copy(node, &temp, fd, mark));
-        if !matches!(published, Ok(true)) {
+        if matches!(published, Ok(true)) {
+            self.stats.add(Counter::CopyUps, 1);
+        } else {
             upper.discard(&temp);
         }
         published
@@ -145,13 +148,18 @@ impl Union {
     }
 
     fn copy_data(&self, upper: &Upper, to: &OwnedFd, lower: &LowerRef, keep: u64) -> FsResult<()> {
-        match self.lowers.contents(lower)? {
+        let copied = match self.lowers.contents(lower)? {
             Contents::Inline(bytes) => {
                 let keep = usize::try_from(keep).unwrap_or(usize::MAX).min(bytes.len());
                 sys::copy::write_all_at(to, bytes.get(..keep).unwrap_or_default(), 0)?;
+                keep as u64
             }
-            Contents::File(from, size) => sys::copy::copy_contents(&*from, to, size.min(keep))?,
-        }
+            Contents::File(from, size) => {
+                sys::copy::copy_contents(&*from, to, size.min(keep))?;
+                size.min(keep)
+            }
+        };
+        self.stats.add(Counter::CopyUpBytes, copied);
         // Without this a power cut could leave the name with no data, though nothing was written
         // to the file.
         if !upper.is_volatile() && keep > 0 {

@@ -23,6 +23,7 @@ use crate::fdcache::{self, FdCache};
 use crate::lower::dir::DirLayer;
 use crate::lower::image::ImageLayer;
 use crate::lower::{Layer, Lowers, Number};
+use crate::stats::Stats;
 use crate::upper::{Upper, UpperDirs, UpperError, reading_namespace};
 
 mod attributes;
@@ -130,6 +131,8 @@ pub struct Union {
     table: Table,
     root: Arc<Node>,
     fds: FdCache<FdKey>,
+    /// What was done and how often; whoever serves the union counts in it too.
+    pub stats: Arc<Stats>,
     moved: moved::MovedDirs,
     /// Whether a last name went since somebody last waited for its space in vain.
     freed: AtomicBool,
@@ -171,8 +174,9 @@ impl Union {
 
     fn with_upper(config: &Config, upper: Option<Upper>) -> Result<Self, OpenError> {
         let descriptors = fdcache::budget();
+        let stats = Arc::new(Stats::new());
         let tag = tag_of(config);
-        let lowers = Lowers::new(open_layers(config, descriptors)?);
+        let lowers = Lowers::new(open_layers(config, descriptors, &stats)?);
         let state = State {
             upper: match &upper {
                 Some(upper) => crate::sys::stat_fd(upper.root()).ok().map(|attr| attr.ino),
@@ -191,13 +195,14 @@ impl Union {
                 rustix::process::getegid().as_raw(),
             )
         };
-        let fds = FdCache::new(descriptors / 3);
+        let fds = FdCache::new(descriptors / 3, &stats);
         Ok(Self {
             lowers,
             upper,
             table,
             root,
             fds,
+            stats,
             moved: moved::MovedDirs::default(),
             freed: AtomicBool::new(false),
             completing: crate::sync::Mutex::new(()),
@@ -301,7 +306,11 @@ impl Union {
     }
 }
 
-fn open_layers(config: &Config, descriptors: usize) -> Result<Vec<Layer>, OpenError> {
+fn open_layers(
+    config: &Config,
+    descriptors: usize,
+    stats: &Arc<Stats>,
+) -> Result<Vec<Layer>, OpenError> {
     let mut layers = Vec::with_capacity(config.lowers.len() + 1);
     let count = config.lowers.len();
     if count > 65_000 {
@@ -310,17 +319,16 @@ fn open_layers(config: &Config, descriptors: usize) -> Result<Vec<Layer>, OpenEr
     let each = (descriptors / 3 / count.max(1)).max(16);
     for (at, path) in config.lowers.iter().enumerate() {
         let space = Number::SPACE_DIRS + (count - 1 - at) as u16;
-        let layer = DirLayer::open(path, space, reading_namespace(), each).map_err(|source| {
-            OpenError::Lower {
-                path: path.clone(),
-                source,
-            }
+        let layer = DirLayer::open(path, space, reading_namespace(), (each, stats));
+        let layer = layer.map_err(|source| OpenError::Lower {
+            path: path.clone(),
+            source,
         })?;
         layers.push(Layer::Dir(layer));
     }
     if let Some(image) = &config.image {
         let index = image.store.merged_index(&image.layers)?;
-        let layer = ImageLayer::new(index, Arc::clone(&image.store), descriptors / 3);
+        let layer = ImageLayer::new(index, Arc::clone(&image.store), (descriptors / 3, stats));
         layers.push(Layer::Image(layer));
     }
     if layers.is_empty() {

@@ -23,5 +23,6 @@ mod operating;
 mod ordinary_user;
 mod passthrough;
 mod real_image;
+mod requests;
 mod stress;
 mod support;

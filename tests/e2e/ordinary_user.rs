@@ -65,6 +65,7 @@ fn an_ordinary_user_mounts_by_the_helper() {
         .uid(NOBODY)
         .gid(NOBODY));
     assert_eq!(the_mount(&user, &sandbox)["state"], "live");
+    assert!(user.ok(words(&["stats"], &target)).contains("MKDIR "));
     user.ok(words(&["umount"], &target));
     assert_eq!(mounted_type(&target), None);
     assert!(mounts(&user, &sandbox).is_empty());
