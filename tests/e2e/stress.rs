@@ -16,10 +16,11 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, RawDir, RenameFlags, SeekFrom, renameat_with};
+use rustix::process::Pid;
 
 use crate::differential::rng::Rng;
 use crate::support::lamina::{Lamina, Mount};
-use crate::support::listing::{pid_of, the_mount};
+use crate::support::listing::{deleted_files, descriptors, pid_of, the_mount};
 use crate::support::sandbox::Sandbox;
 use crate::support::tree::{Ignore, Tree};
 use crate::support::{needs_root, output, run};
@@ -102,14 +103,8 @@ impl Arena {
         self.mount.as_ref().unwrap().path()
     }
 
-    /// What the daemon's descriptors are open on.
-    fn descriptors(&self) -> Vec<PathBuf> {
-        let pid = pid_of(&the_mount(&self.lamina, &self.sandbox));
-        let dir = format!("/proc/{}/fd", pid.as_raw_nonzero());
-        let entries = fs::read_dir(dir).unwrap();
-        entries
-            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
-            .collect()
+    fn daemon(&self) -> Pid {
+        pid_of(&the_mount(&self.lamina, &self.sandbox))
     }
 }
 
@@ -341,7 +336,7 @@ fn check_values(root: &Path) {
 fn a_storm_on_few_names_leaves_everything_right() {
     needs_root!();
     let mut arena = Arena::new();
-    let before = arena.descriptors().len();
+    let before = descriptors(arena.daemon()).len();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let root = arena.root();
@@ -382,19 +377,14 @@ fn a_storm_on_few_names_leaves_everything_right() {
     let mut deleted = Vec::new();
     for _ in 0..100 {
         drop_caches("2");
-        deleted = arena.descriptors();
-        // The daemon's statistics are a file without a name.
-        deleted.retain(|path| {
-            let path = path.to_string_lossy();
-            path.ends_with(" (deleted)") && !path.starts_with("/memfd:")
-        });
+        deleted = deleted_files(arena.daemon());
         if deleted.is_empty() {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     assert!(deleted.is_empty(), "still open: {deleted:#?}");
-    let after = arena.descriptors().len();
+    let after = descriptors(arena.daemon()).len();
     assert!(
         after < before + 1024,
         "{after} descriptors, and {before} before"

@@ -18,7 +18,7 @@ use crate::support::disk::Mounted;
 use crate::support::fake::{Backing, Fake};
 use crate::support::lamina::{Lamina, Mount, wait_until};
 use crate::support::layers::{Archive, noise};
-use crate::support::listing::{pid_of, the_mount, words};
+use crate::support::listing::{deleted_files, descriptors, pid_of, the_mount, words};
 use crate::support::overlayfs::Layers;
 use crate::support::sandbox::Sandbox;
 use crate::support::{needs_root, output, run};
@@ -98,20 +98,10 @@ fn append(path: &Path, data: &[u8]) -> io::Result<()> {
     OpenOptions::new().append(true).open(path)?.write_all(data)
 }
 
-/// What a process has open.
-fn descriptors(daemon: Pid) -> Vec<PathBuf> {
-    let open = fs::read_dir(format!("/proc/{}/fd", daemon.as_raw_nonzero())).unwrap();
-    let links = open.map(|entry| fs::read_link(entry.unwrap().path()));
-    links.map(Result::unwrap_or_default).collect()
-}
-
 /// What was deleted and is not open is given up, a moment later.
 fn assert_nothing_deleted_is_open(daemon: Pid) {
     wait_until("deleted files to be closed", || {
-        let open = descriptors(daemon);
-        !open
-            .iter()
-            .any(|path| path.to_string_lossy().ends_with(" (deleted)"))
+        deleted_files(daemon).is_empty()
     });
 }
 

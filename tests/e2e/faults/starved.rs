@@ -6,8 +6,9 @@ use std::process::Command;
 
 use rustix::process::Pid;
 
-use super::{Small, append, descriptors};
+use super::{Small, append};
 use crate::support::layers::noise;
+use crate::support::listing::descriptors;
 use crate::support::{needs_root, run};
 
 /// Many directories and files of a lower.

@@ -1,7 +1,8 @@
 //! What `lamina ps` tells of the mounts of a test.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use rustix::process::Pid;
 use serde_json::Value;
@@ -48,4 +49,21 @@ pub fn pid_of(mount: &Value) -> Pid {
 pub fn words<'a>(first: &[&'a str], last: &'a Path) -> Vec<&'a OsStr> {
     let first = first.iter().map(|word| OsStr::new(*word));
     first.chain([last.as_os_str()]).collect()
+}
+
+/// What a process has open.
+pub fn descriptors(process: Pid) -> Vec<PathBuf> {
+    let open = fs::read_dir(format!("/proc/{}/fd", process.as_raw_nonzero())).unwrap();
+    let links = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    links.collect()
+}
+
+/// The deleted files that a daemon has open. Its statistics are a file that never had a name.
+pub fn deleted_files(daemon: Pid) -> Vec<PathBuf> {
+    let mut open = descriptors(daemon);
+    open.retain(|path| {
+        let path = path.to_string_lossy();
+        path.ends_with(" (deleted)") && !path.starts_with("/memfd:")
+    });
+    open
 }
