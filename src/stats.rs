@@ -7,7 +7,7 @@
 //!
 //! Layout, in words of 64 bits: magic, version, number of shards, number of kinds, number of
 //! buckets; then the shards. A shard is its [`Counter`]s, then for each kind: failed requests,
-//! nanoseconds in all, and the buckets of the histogram, whose sum is the number of requests.
+//! nanoseconds in all, the longest in nanoseconds, and the buckets of the histogram, whose sum is the number of requests.
 
 use std::cell::Cell;
 use std::os::fd::AsRawFd as _;
@@ -27,7 +27,7 @@ const SHARDS: usize = 8;
 const KINDS: usize = 64;
 /// Four for each power of two, up to some 70 s.
 const BUCKETS: usize = 4 * 37;
-const KIND: usize = 2 + BUCKETS;
+const KIND: usize = 3 + BUCKETS;
 const SHARD: usize = Counter::ALL.len() + KINDS * KIND;
 
 /// What is counted besides requests.
@@ -144,9 +144,12 @@ impl Stats {
         self.words.as_ref().map(|words| words.fd().as_raw_fd())
     }
 
+    fn word(&self, place: usize) -> Option<&AtomicU64> {
+        self.words().get(HEADER + thread() % SHARDS * SHARD + place)
+    }
+
     fn add_at(&self, place: usize, by: u64) {
-        let at = HEADER + thread() % SHARDS * SHARD + place;
-        if let Some(word) = self.words().get(at) {
+        if let Some(word) = self.word(place) {
             word.fetch_add(by, Ordering::Relaxed);
         }
     }
@@ -166,7 +169,10 @@ impl Stats {
             self.add_at(at, 1);
         }
         self.add_at(at + 1, nanos);
-        self.add_at(at + 2 + bucket(nanos), 1);
+        if let Some(longest) = self.word(at + 2) {
+            longest.fetch_max(nanos, Ordering::Relaxed);
+        }
+        self.add_at(at + 3 + bucket(nanos), 1);
     }
 
     /// What was counted so far.
@@ -188,6 +194,8 @@ pub struct Requests {
     pub failed: u64,
     /// How long all of them took, in nanoseconds.
     pub nanos: u64,
+    /// How long the longest took, in nanoseconds.
+    pub longest: u64,
     buckets: Vec<u64>,
 }
 
@@ -216,18 +224,20 @@ impl Snapshot {
         if shards.len() != SHARDS * SHARD {
             return None;
         }
-        let sum = |place: usize| {
-            let values = shards.chunks(SHARD).filter_map(|shard| shard.get(place));
-            values.fold(0, |sum: u64, value| sum.wrapping_add(*value))
+        let values = |place: usize| {
+            let shards = shards.chunks(SHARD);
+            shards.filter_map(move |shard| shard.get(place).copied())
         };
+        let sum = |place: usize| values(place).fold(0, u64::wrapping_add);
         let requests = (0..KINDS).map(|kind| {
             let at = Counter::ALL.len() + kind * KIND;
-            let buckets: Vec<u64> = (0..BUCKETS).map(|bucket| sum(at + 2 + bucket)).collect();
+            let buckets: Vec<u64> = (0..BUCKETS).map(|bucket| sum(at + 3 + bucket)).collect();
             Requests {
                 opcode: kind as u32,
-                count: buckets.iter().sum(),
+                count: buckets.iter().copied().fold(0, u64::wrapping_add),
                 failed: sum(at),
                 nanos: sum(at + 1),
+                longest: values(at + 2).max().unwrap_or(0),
                 buckets,
             }
         });
@@ -245,21 +255,17 @@ impl Snapshot {
 
 impl Requests {
     /// The time in nanoseconds that `percent` of the requests did not exceed, rounded up by an
-    /// eighth at most.
+    /// quarter at most.
     pub fn percentile(&self, percent: u64) -> u64 {
-        let wanted = (self.count * percent).div_ceil(100).max(1);
-        self.up_to(|seen| seen >= wanted)
-    }
-
-    fn up_to(&self, enough: impl Fn(u64) -> bool) -> u64 {
-        let mut seen = 0;
+        let wanted = self.count.saturating_mul(percent).div_ceil(100).max(1);
+        let mut seen: u64 = 0;
         for (bucket, count) in self.buckets.iter().enumerate() {
-            seen += count;
-            if enough(seen) {
-                return bucket_end(bucket);
+            seen = seen.wrapping_add(*count);
+            if seen >= wanted {
+                return bucket_end(bucket).min(self.longest);
             }
         }
-        0
+        self.longest
     }
 
     /// How many requests took less than `nanos`, a power of two.
@@ -321,7 +327,8 @@ mod tests {
             getattr.percentile(50)
         );
         assert!(near(getattr.percentile(99), 99));
-        assert!(near(getattr.percentile(100), 100));
+        assert_eq!(getattr.longest, 100_000);
+        assert_eq!(getattr.percentile(100), 100_000);
         // 16.384 µs
         assert_eq!(getattr.below(1 << 14), 12 * 16);
     }

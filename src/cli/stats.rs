@@ -1,7 +1,8 @@
 //! `lamina stats`.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
@@ -74,10 +75,7 @@ fn read(record: &Record) -> anyhow::Result<Snapshot> {
         bail!("the daemon of {:?} keeps no statistics", record.target);
     };
     let path = format!("/proc/{}/fd/{descriptor}", record.pid);
-    let mut bytes = Vec::new();
-    // Whatever that process has there by now: not more than statistics can be.
-    File::open(&path)
-        .and_then(|file| file.take(1 << 24).read_to_end(&mut bytes))
+    let bytes = read_some(&path)
         .with_context(|| format!("cannot read {path}, the statistics of the daemon"))?;
     let snapshot = Snapshot::of_bytes(&bytes);
     snapshot.map_err(|_| {
@@ -88,6 +86,20 @@ fn read(record: &Record) -> anyhow::Result<Snapshot> {
             record.pid
         )
     })
+}
+
+/// Reads as much as statistics can be. In another PID namespace the process of that number may be any,
+/// and what it has open there may be anything.
+fn read_some(path: &str) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let mut bytes = Vec::new();
+    if file.metadata()?.is_file() {
+        file.take(1 << 24).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "to be read by people")]
@@ -106,7 +118,7 @@ fn cells(requests: &Requests) -> Vec<String> {
         percentile(50),
         percentile(90),
         percentile(99),
-        percentile(100),
+        micros(requests.longest),
         micros(requests.nanos),
     ]
 }
@@ -120,7 +132,7 @@ fn as_json(record: &Record, snapshot: &Snapshot) -> Value {
             "p50_ns": requests.percentile(50),
             "p90_ns": requests.percentile(90),
             "p99_ns": requests.percentile(99),
-            "max_ns": requests.percentile(100),
+            "max_ns": requests.longest,
         });
         (name(requests.opcode), of)
     });
