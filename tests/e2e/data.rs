@@ -6,15 +6,17 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
+use crate::support::disk::Mounted;
 use crate::support::lamina::{Lamina, Mount};
-use crate::support::layers::archive_of;
-use crate::support::needs_root;
+use crate::support::layers::{archive_of, noise};
 use crate::support::raw::Mapping;
 use crate::support::sandbox::Sandbox;
+use crate::support::{needs_root, run};
 
 /// Both ways to give a lower: `fill` makes it, and `check` gets the mount and the upper.
 fn over_each_lower(fill: impl Fn(&Path), check: impl Fn(&Path, &Path)) {
@@ -261,4 +263,72 @@ fn a_number_is_given_again_only_when_nobody_has_the_old_file_open() {
         "the filesystem below gives no number again: nothing was tested"
     );
     mount.unmount();
+}
+
+/// What is used of a filesystem, in bytes, when everything is written out.
+fn used(at: &Path) -> u64 {
+    run(Command::new("sync").arg("-f").arg(at));
+    let stat = rustix::fs::statvfs(at).unwrap();
+    (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+}
+
+#[test]
+fn data_is_shared_where_the_upper_can() {
+    needs_root!();
+    let sandbox = Sandbox::new("reflink");
+    let image = sandbox.join("btrfs.img");
+    File::create(&image).unwrap().set_len(1 << 30).unwrap();
+    run(Command::new("mkfs.btrfs").arg("-q").arg(&image));
+    let below = Mounted::new(&image, &sandbox.join("below"), "");
+    let at = |name: &str| below.path().join(name);
+    for dir in ["lower", "upper", "work"] {
+        fs::create_dir(at(dir)).unwrap();
+    }
+    let size = 64 * MIB;
+    let content = noise(3, size as usize);
+    fs::write(at("lower/large"), &content).unwrap();
+    let layers = ["lower", "upper", "work"].map(|dir| [format!("--{dir}").into(), at(dir).into()]);
+    for io in ["cached", "passthrough"] {
+        let mut options: Vec<OsString> = layers.concat();
+        options.extend(["--io".into(), io.into()]);
+        let mount = Lamina::new(&sandbox).mount(&options, &sandbox.join("merged"));
+        let before = used(below.path());
+        let append = OpenOptions::new()
+            .append(true)
+            .open(mount.path().join("large"));
+        let large = append.unwrap();
+        (&large).write_all(b"x").unwrap();
+        large.sync_all().unwrap();
+        assert!(
+            used(below.path()) < before + size / 4,
+            "{io}: a copy-up copied the data"
+        );
+
+        let from = File::open(mount.path().join("large")).unwrap();
+        let to = File::create(mount.path().join("copy")).unwrap();
+        let mut copied = 0;
+        while copied < size {
+            let rest = (size - copied) as usize;
+            copied += rustix::fs::copy_file_range(&from, None, &to, None, rest).unwrap() as u64;
+        }
+        to.sync_all().unwrap();
+        assert!(
+            used(below.path()) < before + size / 4,
+            "{io}: copy_file_range copied the data"
+        );
+        assert!(fs::read(mount.path().join("copy")).unwrap() == content);
+        assert!(
+            fs::read(mount.path().join("large"))
+                .unwrap()
+                .strip_suffix(b"x")
+                == Some(&content)
+        );
+        drop((large, from, to));
+        mount.unmount();
+        for name in ["large", "copy"] {
+            fs::remove_file(at("upper").join(name)).unwrap();
+        }
+    }
+    assert!(fs::read(at("lower/large")).unwrap() == content);
+    below.unmount();
 }
