@@ -41,6 +41,7 @@ const FSX: &str = "
 flen = 1048576
 
 [opsize]
+min = 1
 max = 131072
 
 [weights]
@@ -65,6 +66,7 @@ const FSX_FIXED_SIZE: &str = "
 blockmode = true
 
 [opsize]
+min = 1
 max = 131072
 
 [weights]
