@@ -31,7 +31,7 @@ def check():
     for uid, groups in ((1000, ()), (1001, ()), (1002, ()), (1003, (2000,)), (1003, ())):
         print("user", uid, groups)
         as_user(uid, lambda: use("file"), None, groups)
-        as_user(uid, lambda: say("list dir", os.listdir, "dir"), None, groups)
+        as_user(uid, lambda: say("list dir", listed, "dir"), None, groups)
     # The first change copies the file up, its ACL with it.
     os.truncate("file", 3)
     acl("file")

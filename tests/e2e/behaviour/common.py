@@ -84,6 +84,11 @@ def make_dir(path, mode=0o755, uid=0, gid=None):
     os.chmod(path, mode)
 
 
+def listed(dir):
+    """Names in a directory, which each filesystem has in an order of its own."""
+    return sorted(os.listdir(dir))
+
+
 def shown(path):
     """Mode, owner, group, links and size (of a directory, each filesystem has its own)."""
     found = os.lstat(path)

@@ -133,7 +133,7 @@ def access():
             say(f"read {path}", lambda: open(path).read())
             say(f"write {path}", lambda: open(path, "w").close())
         for path in ("closed", "search", "listed"):
-            say(f"list {path}", os.listdir, path)
+            say(f"list {path}", listed, path)
             say(f"create in {path}", lambda: open(path + "/new", "w").close())
             say(f"chdir {path}", lambda: (os.chdir(path), os.chdir(".."))[1])
         for mode in range(8):
