@@ -10,6 +10,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{Context, out, table, umount};
+use crate::fuse::request_name;
 use crate::mount::MountError;
 use crate::mount::record::{Record, State};
 use crate::stats::{Counter, Requests, Snapshot};
@@ -149,7 +150,7 @@ fn as_json(record: &Record, snapshot: &Snapshot) -> Value {
     all
 }
 
-/// Bounds of the histogram for Prometheus, in nanoseconds: powers of two, from 1 µs to 1 s.
+/// Bounds of the histogram for Prometheus, in nanoseconds: from 1 µs to 1 s, each four times the last.
 const BOUNDS: [u64; 11] = [
     1 << 10,
     1 << 12,
@@ -203,57 +204,11 @@ fn as_prometheus(record: &Record, snapshot: &Snapshot) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The kernel's name of a kind of request.
+/// The kernel's name of a kind of request, or else its number.
 fn name(opcode: u32) -> String {
-    let name = match opcode {
-        1 => "LOOKUP",
-        2 => "FORGET",
-        3 => "GETATTR",
-        4 => "SETATTR",
-        5 => "READLINK",
-        6 => "SYMLINK",
-        8 => "MKNOD",
-        9 => "MKDIR",
-        10 => "UNLINK",
-        11 => "RMDIR",
-        12 => "RENAME",
-        13 => "LINK",
-        14 => "OPEN",
-        15 => "READ",
-        16 => "WRITE",
-        17 => "STATFS",
-        18 => "RELEASE",
-        20 => "FSYNC",
-        21 => "SETXATTR",
-        22 => "GETXATTR",
-        23 => "LISTXATTR",
-        24 => "REMOVEXATTR",
-        25 => "FLUSH",
-        27 => "OPENDIR",
-        28 => "READDIR",
-        29 => "RELEASEDIR",
-        30 => "FSYNCDIR",
-        31 => "GETLK",
-        32 => "SETLK",
-        33 => "SETLKW",
-        34 => "ACCESS",
-        35 => "CREATE",
-        36 => "INTERRUPT",
-        37 => "BMAP",
-        38 => "DESTROY",
-        39 => "IOCTL",
-        40 => "POLL",
-        42 => "BATCH_FORGET",
-        43 => "FALLOCATE",
-        44 => "READDIRPLUS",
-        45 => "RENAME2",
-        46 => "LSEEK",
-        47 => "COPY_FILE_RANGE",
-        50 => "SYNCFS",
-        51 => "TMPFILE",
-        52 => "STATX",
-        0 => "OTHER",
-        other => return other.to_string(),
-    };
-    name.to_owned()
+    match request_name(opcode) {
+        Some(name) => name.to_owned(),
+        None if opcode == 0 => "OTHER".to_owned(),
+        None => opcode.to_string(),
+    }
 }

@@ -25,6 +25,7 @@ mod handler;
 mod opens;
 mod wire;
 
+pub use abi::op::name as request_name;
 use handler::Handler;
 use opens::Opens;
 

@@ -21,6 +21,11 @@ fn look_up(table: &Table, number: Number, kind: Kind) -> Arc<Node> {
     table.get_or_insert(Node::new(number, kind, State::default()), true)
 }
 
+fn forget(table: &Arc<Table>, number: Number) -> Box<dyn FnOnce() + Send> {
+    let table = Arc::clone(table);
+    Box::new(move || drop(table.forget(number, 1)))
+}
+
 fn together<const N: usize>(acts: [Box<dyn FnOnce() + Send>; N]) {
     for thread in acts.map(thread::spawn) {
         assert!(thread.join().is_ok());
@@ -34,17 +39,13 @@ fn a_node_that_the_kernel_knows_stays_in_the_table() {
         let table = Arc::new(Table::new());
         look_up(&table, FILE, Kind::File);
         look_up(&table, FILE, Kind::File);
-        let forget = || {
-            let table = Arc::clone(&table);
-            Box::new(move || drop(table.forget(FILE, 1)))
-        };
         let again = Arc::clone(&table);
         let look = Box::new(move || {
             let node = look_up(&again, FILE, Kind::File);
             let found = again.get_counted(FILE).unwrap();
             assert!(Arc::ptr_eq(&node, &found), "two nodes of one number");
         });
-        together([forget(), forget(), look]);
+        together([forget(&table, FILE), forget(&table, FILE), look]);
         assert!(table.get(FILE).is_some(), "a known node was dropped");
         table.forget(FILE, 2);
         assert_eq!(table.len(), 0, "a forgotten node is left");
@@ -60,10 +61,6 @@ fn a_directory_outlives_what_is_in_it() {
         let table = Arc::new(Table::new());
         let parent = look_up(&table, PARENT, Kind::Dir);
         look_up(&table, FILE, Kind::File).add_name(&parent, b"file");
-        let forget = |number| {
-            let table = Arc::clone(&table);
-            Box::new(move || drop(table.forget(number, 1)))
-        };
         let watcher = Arc::clone(&table);
         let watch = Box::new(move || {
             if let Some(file) = watcher.get(FILE)
@@ -72,7 +69,7 @@ fn a_directory_outlives_what_is_in_it() {
                 assert!(Arc::ptr_eq(&name.parent, &parent));
             }
         });
-        together([forget(FILE), forget(PARENT), watch]);
+        together([forget(&table, FILE), forget(&table, PARENT), watch]);
         assert_eq!(table.len(), 0, "a forgotten node is left");
     };
     shuttle::check_random(run, RUNS);

@@ -1,7 +1,10 @@
 //! `lamina layer build` under bad conditions: killed, raced, short of disk, short of memory. The
 //! store must come out whole, and the next build must work.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -9,6 +12,7 @@ use std::time::Duration;
 use crate::support::fixture::debian_layers;
 use crate::support::lamina::Lamina;
 use crate::support::layers::{Archive, noise, pack};
+use crate::support::listing::words;
 use crate::support::sandbox::Sandbox;
 use crate::support::tree::{Ignore, Tree};
 use crate::support::{describe, needs_root, output, run};
@@ -255,4 +259,47 @@ fn building_again_adds_nothing() {
         objects < files,
         "{objects} objects for fewer than {files} files"
     );
+}
+
+#[test]
+fn a_directory_becomes_a_layer() {
+    needs_root!();
+    let sandbox = Sandbox::new("from-dir");
+    let lamina = Lamina::new(&sandbox);
+    let tree = sandbox.dir("tree");
+    let odd = OsStr::from_bytes(b"no text: \xff\n");
+    fs::create_dir_all(tree.join("a/b")).unwrap();
+    fs::write(tree.join("a/small"), "small").unwrap();
+    fs::write(tree.join("a").join(odd), noise(1, 100_000)).unwrap();
+    fs::hard_link(tree.join("a/small"), tree.join("a/b/linked")).unwrap();
+    symlink("../small", tree.join("a/b/link")).unwrap();
+    let script = "mkfifo pipe; mknod zero c 1 5; chmod 4755 a/small; chown 12:34 a/b
+        setfattr -n user.note -v text a/b; truncate -s 3M sparse; touch -d @1.000000005 pipe";
+    run(Command::new("sh").args(["-ec", script]).current_dir(&tree));
+
+    let build = |dir: &Path| {
+        let words = words(&["layer", "build", "-t", "made", "--dir"], dir);
+        words.into_iter().map(OsStr::to_owned).collect::<Vec<_>>()
+    };
+    let first = lamina.ok(build(&tree));
+    assert_eq!(
+        lamina.ok(build(&tree)),
+        first,
+        "the same tree, another layer"
+    );
+    let mount = lamina.mount(&["--read-only", "made"], &sandbox.join("mnt"));
+    let shown = Tree::read(mount.path());
+    let ignore = Ignore {
+        mtime: false,
+        dir_nlink: true,
+        ino: true,
+    };
+    Tree::read(&tree).assert_same("the directory", &shown, "its layer", ignore);
+    mount.unmount();
+
+    for wrong in ["nowhere", "tree/a/small"] {
+        let wrong = sandbox.join(wrong);
+        let message = lamina.fails(1, build(&wrong));
+        assert!(message.contains(wrong.to_str().unwrap()), "{message}");
+    }
 }
