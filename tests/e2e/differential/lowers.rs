@@ -30,24 +30,28 @@ enum Form {
     Oci,
 }
 
-/// Makes the lowers that `seed` says, with or without files of several names.
-pub fn make(sandbox: &Sandbox, seed: u64, hard_links: bool) -> Lowers {
+/// Makes the lowers of several cases, each in the place it names: what their seeds say, with or
+/// without files of several names.
+pub fn make(sandbox: &Sandbox, cases: &[(&str, u64)], hard_links: bool) -> Lowers {
     let mut dirs = Vec::new();
     let mut archives = Vec::new();
     for (layer, fill) in [(0, bottom as Fill), (1, top as Fill)] {
+        let make = |root: &Path, form| {
+            for &(place, seed) in cases {
+                let dir = root.join(place);
+                fs::create_dir_all(&dir).unwrap();
+                fill(&dir, form, &mut Rng::new(seed));
+                if layer == 0 {
+                    link_or_copy(&dir, hard_links);
+                }
+            }
+            settle(root, layer);
+        };
         let dir = sandbox.dir(format!("lower{layer}"));
-        fill(&dir, Form::Overlay, &mut Rng::new(seed));
-        if layer == 0 {
-            link_or_copy(&dir, hard_links);
-            settle(&dir, layer);
-        }
+        make(&dir, Form::Overlay);
         dirs.insert(0, dir);
         let oci = sandbox.dir(format!("oci{layer}"));
-        fill(&oci, Form::Oci, &mut Rng::new(seed));
-        if layer == 0 {
-            link_or_copy(&oci, hard_links);
-            settle(&oci, layer);
-        }
+        make(&oci, Form::Oci);
         let archive = sandbox.join(format!("layer{layer}.tar"));
         archive_of(&oci, &archive);
         archives.push(archive);
@@ -170,7 +174,6 @@ fn top(root: &Path, form: Form, rng: &mut Rng) {
     set_owner(root, "c", 1000);
     set_mode(root, "a/deep", 0o711);
     set_xattr(root, "a/deep", "user.dir", b"the upper of the two");
-    settle(root, 1);
 }
 
 fn whiteout(root: &Path, path: &str, form: Form) {

@@ -6,9 +6,12 @@
 //! lies in the nature of unions; `known.rs` has the table of what may differ. A failing case is
 //! shortened before it is shown.
 //!
-//! `LAMINA_DIFFERENTIAL_CASES` sets how many cases are run (default 30), `LAMINA_DIFFERENTIAL_SEED`
-//! the first seed (default 1), `LAMINA_DIFFERENTIAL_STEPS` how many operations a case has (default
-//! 400).
+//! There are long sequences, each on filesystems of its own, and many short ones that share them,
+//! each in a directory of its own: mounting costs more than a short sequence does.
+//!
+//! `LAMINA_DIFFERENTIAL_CASES` sets how many long sequences are run, `LAMINA_DIFFERENTIAL_SHORT_CASES`
+//! how many short ones, `LAMINA_DIFFERENTIAL_SEED` the first seed (default 1),
+//! `LAMINA_DIFFERENTIAL_STEPS` how many operations a long sequence has (default 400).
 
 mod apply;
 mod apply_open;
@@ -31,106 +34,154 @@ use crate::support::needs_root;
 use crate::support::sandbox::Sandbox;
 use crate::support::tree::{Ignore, Tree};
 
-/// Operations of a case.
-const STEPS: usize = 400;
-/// Every so many of them is a comparison of whole trees.
-const CHECK_EVERY: usize = 40;
-/// Every so many comparisons come with a remount.
-const REMOUNT_EVERY: usize = 3;
-/// Every so many of the others come with a rotation of layers, where the case has them.
-const ROTATE_EVERY: usize = 2;
+/// How long a sequence is and what it is interrupted by.
+#[derive(Clone, Copy)]
+struct Shape {
+    steps: usize,
+    /// Every so many steps is a comparison of whole trees.
+    check_every: usize,
+    /// Every so many comparisons come with a remount.
+    remount_every: usize,
+    /// Every so many of the others come with a rotation of layers, where the case has them.
+    rotate_every: usize,
+}
+
+/// A sequence on filesystems of its own.
+const LONG: Shape = Shape {
+    steps: 400,
+    check_every: 40,
+    remount_every: 3,
+    rotate_every: 2,
+};
+
+/// A sequence that shares filesystems with others.
+const SHORT: Shape = Shape {
+    steps: 36,
+    check_every: 18,
+    remount_every: 2,
+    rotate_every: 1,
+};
+
+/// How many short sequences share filesystems.
+const CROWD: u64 = 100;
 
 #[test]
 fn lamina_behaves_as_a_plain_directory() {
     needs_root!();
-    for seed in seeds(30) {
-        check(
-            seed,
-            Range::Common,
-            &[
-                Kind::Native,
-                Kind::Overlayfs,
-                Kind::LaminaDirs,
-                Kind::LaminaImage,
-            ],
-        );
+    for seed in seeds("LAMINA_DIFFERENTIAL_CASES", 20) {
+        check_alone(seed, LONG, Range::Common, ALL);
     }
 }
 
-/// The upper becomes a lower: as a plain directory, and committed to an image. Kernel overlayfs
-/// cannot make devices 0:0, which are among the operations here.
+/// The upper becomes a lower: as a plain directory, and committed to an image.
 #[test]
 fn lamina_behaves_as_a_plain_directory_when_layers_rotate() {
     needs_root!();
-    for seed in seeds(10) {
-        check(
-            seed,
-            Range::Rotating,
-            &[Kind::Native, Kind::LaminaDirs, Kind::LaminaImage],
-        );
+    for seed in seeds("LAMINA_DIFFERENTIAL_CASES", 8) {
+        check_alone(seed, LONG, Range::Rotating, ROTATING);
     }
+}
+
+#[test]
+fn many_short_sequences() {
+    needs_root!();
+    check_crowds("LAMINA_DIFFERENTIAL_SHORT_CASES", Range::Common, ALL);
+}
+
+#[test]
+fn many_short_sequences_with_rotation() {
+    needs_root!();
+    check_crowds("LAMINA_DIFFERENTIAL_SHORT_CASES", Range::Rotating, ROTATING);
 }
 
 #[test]
 fn the_harness_finds_kernel_overlayfs_and_a_plain_directory_alike() {
     needs_root!();
-    for seed in seeds(4) {
-        check(seed, Range::Common, &[Kind::Native, Kind::Overlayfs]);
+    for seed in seeds("LAMINA_DIFFERENTIAL_CASES", 4) {
+        check_alone(seed, LONG, Range::Common, &[Kind::Native, Kind::Overlayfs]);
     }
 }
+
+const ALL: &[Kind] = &[
+    Kind::Native,
+    Kind::Overlayfs,
+    Kind::LaminaDirs,
+    Kind::LaminaImage,
+];
+
+/// Kernel overlayfs cannot make devices 0:0, which are among the operations with rotation.
+const ROTATING: &[Kind] = &[Kind::Native, Kind::LaminaDirs, Kind::LaminaImage];
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().expect("a number"))
 }
 
-fn steps_of_a_case() -> usize {
-    number("LAMINA_DIFFERENTIAL_STEPS").map_or(STEPS, |count| count as usize)
+fn seeds(count: &str, default_count: u64) -> std::ops::Range<u64> {
+    let first = number("LAMINA_DIFFERENTIAL_SEED").unwrap_or(1);
+    first..first + number(count).unwrap_or(default_count)
 }
 
-fn seeds(default_count: u64) -> std::ops::Range<u64> {
-    let first = number("LAMINA_DIFFERENTIAL_SEED").unwrap_or(1);
-    first..first + number("LAMINA_DIFFERENTIAL_CASES").unwrap_or(default_count)
+/// Runs short sequences, as many as the variable `count` says, and panics at the first that shows a
+/// difference.
+fn check_crowds(count: &str, range: Range, kinds: &'static [Kind]) {
+    let seeds = seeds(count, 2 * CROWD);
+    for first in seeds.clone().step_by(CROWD as usize) {
+        let crowd = first..seeds.end.min(first + CROWD);
+        let cases: Vec<Case> = crowd
+            .clone()
+            .map(|seed| Case {
+                place: format!("case{seed}"),
+                ..Case::new(seed, SHORT, range)
+            })
+            .collect();
+        let Err(failure) = run_cases(range, kinds, cases) else {
+            eprintln!("no difference with seeds {crowd:?}");
+            continue;
+        };
+        let shown_by = |seed: &u64| failure.what.contains(&format!("case{seed}/"));
+        for seed in crowd.clone().filter(shown_by) {
+            check_alone(seed, SHORT, range, kinds);
+        }
+        panic!(
+            "seeds {crowd:?} on the same filesystems, {kinds:?}: {}\nafter step {}",
+            failure.what, failure.at
+        );
+    }
 }
 
 /// Runs the case of `seed` on `kinds`, and panics with a shortened one if they disagree.
-fn check(seed: u64, range: Range, kinds: &'static [Kind]) {
-    let steps = steps(seed, range);
-    let Err(mut failure) = run_case(seed, range, kinds, &steps) else {
+fn check_alone(seed: u64, shape: Shape, range: Range, kinds: &'static [Kind]) {
+    let mut case = Case::new(seed, shape, range);
+    let Err(mut failure) = run_cases(range, kinds, vec![case.clone()]) else {
         return;
     };
-    let mut shortest = steps;
-    shortest.truncate(failure.at + 1);
-    shorten(seed, range, kinds, &mut shortest, &mut failure);
+    case.steps.truncate(failure.at + 1);
+    shorten(range, kinds, &mut case, &mut failure);
     let mut message = format!(
         "seed {seed}, {kinds:?}: {}\nafter these steps:\n",
         failure.what
     );
-    for step in &shortest {
+    for step in &case.steps {
         let _ = writeln!(message, "  {step}");
     }
     panic!("{message}");
 }
 
 /// Drops steps for as long as the case goes on failing, for two minutes at most.
-fn shorten(
-    seed: u64,
-    range: Range,
-    kinds: &'static [Kind],
-    steps: &mut Vec<Step>,
-    failure: &mut Failure,
-) {
+fn shorten(range: Range, kinds: &'static [Kind], case: &mut Case, failure: &mut Failure) {
     let deadline = Instant::now() + Duration::from_secs(120);
-    let mut chunk = steps.len().div_ceil(2);
+    let mut chunk = case.steps.len().div_ceil(2);
     while chunk > 0 {
         let mut start = 0;
-        while start < steps.len() && Instant::now() < deadline {
-            let mut fewer = steps.clone();
-            fewer.drain(start..(start + chunk).min(steps.len()));
-            match run_case(seed, range, kinds, &fewer) {
+        while start < case.steps.len() && Instant::now() < deadline {
+            let mut fewer = case.clone();
+            let end = (start + chunk).min(case.steps.len());
+            fewer.steps.drain(start..end);
+            match run_cases(range, kinds, vec![fewer.clone()]) {
                 Err(found) => {
-                    fewer.truncate(found.at + 1);
-                    *steps = fewer;
+                    fewer.steps.truncate(found.at + 1);
+                    *case = fewer;
                     *failure = found;
                 }
                 Ok(()) => start += chunk,
@@ -140,7 +191,34 @@ fn shorten(
     }
 }
 
-fn steps(seed: u64, range: Range) -> Vec<Step> {
+/// A sequence, and the tree it starts with.
+#[derive(Clone)]
+struct Case {
+    seed: u64,
+    /// The directory it is played in, relative to the root.
+    place: String,
+    steps: Vec<Step>,
+}
+
+impl Case {
+    /// The case of `seed`, played in the root.
+    fn new(seed: u64, shape: Shape, range: Range) -> Self {
+        Self {
+            seed,
+            place: String::new(),
+            steps: steps(seed, shape, range),
+        }
+    }
+
+    /// The steps from `at` on up to the next comparison of whole trees.
+    fn part(&self, at: usize) -> &[Step] {
+        let rest = &self.steps[at..];
+        let is_check = |step: &Step| matches!(step.op, Op::Check { .. });
+        &rest[..rest.iter().position(is_check).unwrap_or(rest.len())]
+    }
+}
+
+fn steps(seed: u64, shape: Shape, range: Range) -> Vec<Step> {
     let files = [
         "f0",
         "a/f1",
@@ -192,21 +270,26 @@ fn steps(seed: u64, range: Range) -> Vec<Step> {
     // Checks are steps too, so that a shortened case has them at the same places.
     let check = |number: usize| Step {
         op: Op::Check {
-            then: if number.is_multiple_of(REMOUNT_EVERY) {
+            then: if number.is_multiple_of(shape.remount_every) {
                 Then::Remount
-            } else if range != Range::Common && number.is_multiple_of(ROTATE_EVERY) {
+            } else if range != Range::Common && number.is_multiple_of(shape.rotate_every) {
                 Then::Rotate
             } else {
-                Then::Nothing
+                Then::DropCaches
             },
         },
         who: Who::Root,
         umask: UMASK,
     };
-    (1..=steps_of_a_case())
+    let count = if shape.steps == LONG.steps {
+        number("LAMINA_DIFFERENTIAL_STEPS").map_or(LONG.steps, |count| count as usize)
+    } else {
+        shape.steps
+    };
+    (1..=count)
         .map(|at| {
-            if at % CHECK_EVERY == 0 {
-                check(at / CHECK_EVERY)
+            if at % shape.check_every == 0 {
+                check(at / shape.check_every)
             } else {
                 generator.step()
             }
@@ -220,60 +303,76 @@ struct Failure {
     what: String,
 }
 
-/// Runs `steps` on fresh filesystems. Creating files obeys the umask, which is the process's.
-fn run_case(
-    seed: u64,
-    range: Range,
-    kinds: &'static [Kind],
-    steps: &[Step],
-) -> Result<(), Failure> {
+/// Plays `cases` side by side on fresh filesystems. Creating files obeys the umask, which is the
+/// process's.
+fn run_cases(range: Range, kinds: &'static [Kind], cases: Vec<Case>) -> Result<(), Failure> {
     let sandbox = Sandbox::new("differential");
-    let lowers = lowers::make(&sandbox, seed, range != Range::Rotating);
-    let steps = steps.to_vec();
+    let starts: Vec<_> = cases
+        .iter()
+        .map(|case| (case.place.as_str(), case.seed))
+        .collect();
+    let lowers = lowers::make(&sandbox, &starts, range != Range::Rotating);
     // A thread of its own, as steps change the thread's user.
-    let case = std::thread::spawn(move || {
+    let played = std::thread::spawn(move || {
         rustix::thread::set_thread_groups(&[]).expect("dropping groups");
         let mut sides: Vec<Side> = kinds
             .iter()
             .map(|&kind| Side::new(kind, &sandbox, &lowers))
             .collect();
-        let result = run_steps(&mut sides, &steps);
+        let result = play(&mut sides, &cases);
         sides.iter_mut().for_each(Side::unmount);
-        let result = result.and_then(|()| {
+        let result = result.and_then(|at| {
             // A device 0:0 in the upper is a whiteout to the kernel.
             if !kinds.contains(&Kind::Overlayfs) {
                 return Ok(());
             }
-            exchange(&mut sides).map_err(|what| Failure {
-                at: steps.len().saturating_sub(1),
-                what,
-            })
+            exchange(&mut sides).map_err(|what| Failure { at, what })
         });
         drop(sandbox);
         result
     });
-    match case.join() {
+    match played.join() {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
-fn run_steps(sides: &mut [Side], steps: &[Step]) -> Result<(), Failure> {
-    compare_trees(sides).map_err(|what| Failure {
-        at: 0,
-        what: format!("before any step: {what}"),
-    })?;
-    for (at, step) in steps.iter().enumerate() {
-        match step.op {
-            Op::Check { then } => compare_with_caches_gone(sides, then),
-            _ => compare_outcomes(sides, step),
-        }
-        .map_err(|what| Failure { at, what })?;
+/// Plays all cases up to their first comparison of whole trees, compares, goes on to the next. Tells
+/// the number of the last step.
+fn play(sides: &mut [Side], cases: &[Case]) -> Result<usize, Failure> {
+    if cases.len() == 1 {
+        compare_trees(sides).map_err(|what| Failure {
+            at: 0,
+            what: format!("before any step: {what}"),
+        })?;
     }
-    compare_trees(sides).map_err(|what| Failure {
-        at: steps.len().saturating_sub(1),
-        what,
-    })
+    let mut at = 0;
+    while at < cases[0].steps.len() {
+        for case in cases {
+            for side in sides.iter_mut() {
+                side.enter(&case.place);
+            }
+            for (offset, step) in case.part(at).iter().enumerate() {
+                compare_outcomes(sides, step).map_err(|what| Failure {
+                    at: at + offset,
+                    what: format!("{}/: {what}", case.place),
+                })?;
+            }
+        }
+        // Comparisons are at the same places in all cases.
+        at += cases[0].part(at).len();
+        let Some(Step {
+            op: Op::Check { then },
+            ..
+        }) = cases[0].steps.get(at)
+        else {
+            compare_trees(sides).map_err(|what| Failure { at: at - 1, what })?;
+            break;
+        };
+        compare_and_go_on(sides, *then).map_err(|what| Failure { at, what })?;
+        at += 1;
+    }
+    Ok(at.saturating_sub(1))
 }
 
 /// An upper means the same to the kernel and to Lamina, whichever of them wrote it.
@@ -333,36 +432,38 @@ fn compare_outcomes(sides: &mut [Side], step: &Step) -> Result<(), String> {
     }
 }
 
-fn compare_with_caches_gone(sides: &mut [Side], then: Then) -> Result<(), String> {
-    compare_trees(sides)?;
-    let before: Vec<Tree> = sides.iter().map(Side::tree).collect();
-    std::fs::write("/proc/sys/vm/drop_caches", "2").expect("dropping the caches");
-    compare_trees(sides).map_err(|what| format!("with caches dropped: {what}"))?;
-    compare_with_before(sides, &before).map_err(|what| format!("with caches dropped: {what}"))?;
+/// Compares the trees, has `then` happen, and compares them again.
+fn compare_and_go_on(sides: &mut [Side], then: Then) -> Result<(), String> {
+    let before = compare_trees(sides)?;
+    let (how, is_same) = match then {
+        Then::DropCaches => ("with caches dropped", true),
+        Then::Remount => ("after a remount", true),
+        Then::Rotate => ("with layers rotated", false),
+    };
     // All sides, so that files open across it are closed on all of them.
     match then {
-        Then::Nothing => {}
-        Then::Remount => {
-            sides.iter_mut().for_each(Side::remount);
-            compare_trees(sides).map_err(|what| format!("after a remount: {what}"))?;
-            compare_with_before(sides, &before)
-                .map_err(|what| format!("after a remount: {what}"))?;
+        Then::DropCaches => {
+            std::fs::write("/proc/sys/vm/drop_caches", "2").expect("dropping caches")
         }
-        Then::Rotate => {
-            sides.iter_mut().for_each(Side::rotate);
-            compare_trees(sides).map_err(|what| format!("with layers rotated: {what}"))?;
-        }
+        Then::Remount => sides.iter_mut().for_each(Side::remount),
+        Then::Rotate => sides.iter_mut().for_each(Side::rotate),
     }
-    Ok(())
+    let found = compare_trees(sides).and_then(|trees| {
+        if is_same {
+            return compare_with_before(sides, &trees, &before);
+        }
+        Ok(())
+    });
+    found.map_err(|what| format!("{how}: {what}"))
 }
 
 /// Nothing changed in any side: inode numbers and times are what they were.
-fn compare_with_before(sides: &[Side], before: &[Tree]) -> Result<(), String> {
-    for (side, before) in sides.iter().zip(before) {
+fn compare_with_before(sides: &[Side], now: &[Tree], before: &[Tree]) -> Result<(), String> {
+    for ((side, now), before) in sides.iter().zip(now).zip(before) {
         if side.kind == Kind::Overlayfs {
             continue; // its numbers of hard links change
         }
-        let lines = before.differences(&side.tree(), Ignore::NOTHING);
+        let lines = before.differences(now, Ignore::NOTHING);
         if let Some(line) = lines.first() {
             return Err(format!("{:?} is not what it was: {line}", side.kind));
         }
@@ -370,15 +471,17 @@ fn compare_with_before(sides: &[Side], before: &[Tree]) -> Result<(), String> {
     Ok(())
 }
 
-fn compare_trees(sides: &[Side]) -> Result<(), String> {
+/// Reads the trees of all sides, which must be alike.
+fn compare_trees(sides: &[Side]) -> Result<Vec<Tree>, String> {
     let ignore = Ignore {
         mtime: false,
         dir_nlink: true,
         ino: true,
     };
-    let native = sides[0].tree().with_recent_times_alike();
-    for side in &sides[1..] {
-        let mut lines = native.differences(&side.tree().with_recent_times_alike(), ignore);
+    let trees: Vec<Tree> = sides.iter().map(Side::tree).collect();
+    let native = trees[0].clone().with_recent_times_alike();
+    for (side, tree) in sides.iter().zip(&trees).skip(1) {
+        let mut lines = native.differences(&tree.clone().with_recent_times_alike(), ignore);
         lines.retain(|line| !known::is_known_of_trees(side.kind, line));
         if !lines.is_empty() {
             let shown = lines
@@ -392,7 +495,7 @@ fn compare_trees(sides: &[Side]) -> Result<(), String> {
             ));
         }
     }
-    Ok(())
+    Ok(trees)
 }
 
 impl Tree {

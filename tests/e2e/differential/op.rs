@@ -276,16 +276,16 @@ pub enum Op {
         slot: usize,
         to: String,
     },
-    /// Not an operation: compare the whole trees, with the caches dropped, and after `then`.
+    /// Not an operation: compare the whole trees, before and after `then`.
     Check {
         then: Then,
     },
 }
 
-/// What follows the comparison of whole trees.
+/// What happens between two comparisons of whole trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
-    Nothing,
+    DropCaches,
     Remount,
     /// The upper becomes the topmost lower, and a new one takes its place.
     Rotate,

@@ -37,7 +37,9 @@ pub struct Held {
 pub struct Side {
     pub kind: Kind,
     path: PathBuf,
+    /// The directory that operations start from, and the case's directory it is, relative to `path`.
     root: Option<OwnedFd>,
+    place: String,
     /// Files held open.
     pub slots: [Option<Held>; SLOTS],
     mounting: Mounting,
@@ -99,6 +101,7 @@ impl Side {
             kind,
             path,
             root: None,
+            place: String::new(),
             slots: [const { None }; SLOTS],
             mounting,
             program,
@@ -110,17 +113,30 @@ impl Side {
         side
     }
 
-    /// The root directory.
+    /// Closes everything; operations are on what is below the directory `place` from now on.
+    pub fn enter(&mut self, place: &str) {
+        self.slots = [const { None }; SLOTS];
+        place.clone_into(&mut self.place);
+        self.open_root();
+    }
+
+    fn open_root(&mut self) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(self.absolute(""), flags, Mode::empty());
+        self.root = Some(root.unwrap());
+    }
+
+    /// The directory that operations start from.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_ref().expect("mounted").as_fd()
     }
 
     /// A path on this side as seen from outside.
     pub fn absolute(&self, path: &str) -> PathBuf {
-        self.path.join(path)
+        self.path.join(&self.place).join(path)
     }
 
-    /// The whole tree.
+    /// The whole tree, of all cases.
     pub fn tree(&self) -> Tree {
         Tree::read(&self.path)
     }
@@ -234,8 +250,7 @@ impl Side {
                 live,
             } => *live = Some(lamina.mount(options, &self.path)),
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.root = Some(rustix::fs::open(&self.path, flags, Mode::empty()).unwrap());
+        self.open_root();
     }
 }
 

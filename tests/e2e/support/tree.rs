@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
-use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::Xxh3Default;
 
 /// Everything a program can learn about one object, except what belongs to the filesystem rather
 /// than to the object (device number, block count, access and change time).
@@ -25,7 +25,7 @@ pub struct Node {
     rdev: u64,
     ino: u64,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// SHA-256 of a file, target of a symlink. `None` for a file that this user may not read.
+    /// A hash of a file, target of a symlink. `None` for a file that this user may not read.
     content: Option<Vec<u8>>,
     /// The first path, in tree order, that names the same inode.
     identity: Vec<u8>,
@@ -83,6 +83,7 @@ impl Tree {
             },
             first: HashMap::new(),
             skip,
+            buffer: vec![0; 256 << 10],
         };
         let stat = rustix::fs::fstat(&fd).unwrap();
         let node = reader.node(&fd, b"", &stat, &[]);
@@ -116,6 +117,7 @@ impl Tree {
                     show(path),
                     node.describe()
                 )),
+                Some(twin) if node == twin => {}
                 Some(twin) => lines.extend(
                     node.differences(twin, ignore)
                         .map(|line| format!("{}: {line}", show(path))),
@@ -218,6 +220,8 @@ struct Reader<'a> {
     tree: Tree,
     first: HashMap<(u64, u64), Vec<u8>>,
     skip: &'a [&'a [u8]],
+    /// For the contents of files.
+    buffer: Vec<u8>,
 }
 
 impl Reader<'_> {
@@ -343,12 +347,11 @@ impl Reader<'_> {
                 return None;
             }
         };
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 256 << 10];
+        let mut hasher = Xxh3Default::new();
         loop {
-            match file.read(&mut buffer) {
-                Ok(0) => return Some(hasher.finalize().to_vec()),
-                Ok(count) => hasher.update(&buffer[..count]),
+            match file.read(&mut self.buffer) {
+                Ok(0) => return Some(hasher.digest128().to_be_bytes().to_vec()),
+                Ok(count) => hasher.update(&self.buffer[..count]),
                 Err(error) => {
                     self.odd(path, &format!("cannot be read: {error}"));
                     return None;
@@ -376,23 +379,36 @@ impl Reader<'_> {
 
 /// All extended attributes of the object at `path`, symlinks not followed.
 pub fn read_xattrs(path: &[u8]) -> rustix::io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-    let mut names = vec![0; 64 << 10];
-    let used = match rustix::fs::llistxattr(path, &mut names[..]) {
-        Ok(used) => used,
-        Err(rustix::io::Errno::NOTSUP) => 0,
+    let names = match with_room(|room| rustix::fs::llistxattr(path, room)) {
+        Ok(names) => names,
+        Err(rustix::io::Errno::NOTSUP) => Vec::new(),
         Err(error) => return Err(error),
     };
     let mut found = BTreeMap::new();
-    for name in names[..used]
+    for name in names
         .split(|&byte| byte == 0)
         .filter(|name| !name.is_empty())
     {
-        let mut value = vec![0; 64 << 10];
-        let length = rustix::fs::lgetxattr(path, name, &mut value[..])?;
-        value.truncate(length);
+        let value = with_room(|room| rustix::fs::lgetxattr(path, name, room))?;
         found.insert(name.to_vec(), value);
     }
     Ok(found)
+}
+
+/// What `read` puts into a buffer and tells the length of; the first is small, as it mostly is.
+fn with_room(
+    mut read: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Vec<u8>> {
+    let mut buffer = vec![0; 1 << 10];
+    let used = read(&mut buffer).or_else(|error| match error {
+        rustix::io::Errno::RANGE => {
+            buffer.resize(64 << 10, 0);
+            read(&mut buffer)
+        }
+        _ => Err(error),
+    })?;
+    buffer.truncate(used);
+    Ok(buffer)
 }
 
 /// A path for a message, whatever bytes are in it.
