@@ -51,14 +51,21 @@ def machine():
     )
 
 
+MKFS = {
+    "ext4": ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f"],
+    "xfs": ["mkfs.xfs", "-q", "-f"],
+}
+
+
 class Arena:
-    """A journaled ext4 image in /dev/shm, mounted by loop, gone at the end with all mounts on it.
+    """A filesystem on an image in /dev/shm, mounted by loop, gone at the end with all mounts on it.
 
     With BENCH_DIR, a directory in that one instead, on whatever disk it is.
     """
 
-    def __init__(self, name):
-        self.name = name
+    def __init__(self, name, filesystem="ext4"):
+        self.name, self.filesystem = name, filesystem
 
     def __enter__(self):
         self.image = None
@@ -69,7 +76,7 @@ class Arena:
         os.ftruncate(descriptor, int(os.environ.get("BENCH_GB", "12")) << 30)
         os.close(descriptor)
         self.path = tempfile.mkdtemp(prefix=f"lamina-bench-{self.name}.")
-        sh(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", self.image])
+        sh([*MKFS[self.filesystem], self.image])
         sh(["mount", "-o", "loop,noatime", self.image, self.path])
         return self
 
@@ -135,6 +142,13 @@ def measure(command, **options):
             said.seek(0)
             raise RuntimeError(f"{command}: exit status {child.returncode}\n{said.read().decode(errors='replace')}")
     return Run(seconds, usage.ru_maxrss / 1024)
+
+
+def measure_output(command, **options):
+    """Runs a command to its end: how long it took, and what it said."""
+    start = time.perf_counter()
+    said = sh(command, **options)
+    return time.perf_counter() - start, said
 
 
 def rounds(contestants):

@@ -13,7 +13,7 @@ use rustix::thread::CapabilitySet;
 use super::named::{self, Named};
 use super::serve::{Mounting, serve};
 use super::{Context, Usage, daemon, real_path};
-use crate::fuse::{IoMode, ServeOptions};
+use crate::fuse::{IoMode, ServeOptions, Transport};
 use crate::mount::options::MountOptions;
 use crate::mount::{check_apart, check_target};
 use crate::sys;
@@ -73,7 +73,17 @@ pub struct MountArgs {
         value_name = "MODE"
     )]
     io: Io,
-    /// Number of threads [default: as many as processors]
+    /// How requests come from the kernel: by reading the `device`, or by `io-uring`, which is quicker
+    /// (root enables it in `/sys/module/fuse/parameters/enable_uring`)
+    #[arg(
+        long,
+        value_enum,
+        env = "LAMINA_TRANSPORT",
+        default_value_t,
+        value_name = "WAY"
+    )]
+    transport: Way,
+    /// Number of threads, without `io_uring` [default: as many as processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
 }
@@ -88,6 +98,28 @@ enum Io {
     Cached,
     /// By the kernel
     Passthrough,
+}
+
+/// How requests come from the kernel.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Way {
+    /// By `io_uring` if the kernel offers it
+    #[default]
+    Auto,
+    /// By reading and writing /dev/fuse
+    Device,
+    /// By `io_uring`, or not at all
+    IoUring,
+}
+
+impl From<Way> for Transport {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Auto => Self::Auto,
+            Way::Device => Self::Device,
+            Way::IoUring => Self::IoUring,
+        }
+    }
 }
 
 impl Io {
@@ -229,6 +261,7 @@ impl MountArgs {
             serve: ServeOptions {
                 threads: self.threads.map(usize::from),
                 io: self.io.mode()?,
+                transport: self.transport.into(),
             },
             throw_away: self.rm,
         })

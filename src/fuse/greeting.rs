@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, SessionACL};
 
-use super::IoMode;
 use super::wire::MAX_REQUEST;
+use super::{IoMode, Transport};
+use crate::sys::fuse_ring;
 
 /// Says what we want.
 pub struct Greeter {
     mode: IoMode,
+    transport: Transport,
     setxattr_ext: Arc<AtomicBool>,
+    by_io_uring: Arc<AtomicBool>,
 }
 
 /// What came of the greeting.
@@ -24,19 +27,24 @@ pub struct Greeted {
     pub device: Arc<OwnedFd>,
     /// Whether requests to set an extended attribute say more.
     pub setxattr_ext: bool,
+    /// Whether requests arrive by `io_uring`.
+    pub by_io_uring: bool,
 }
 
 /// Answers the kernel's greeting.
 ///
 /// # Errors
 /// When the mount is gone, or the kernel cannot what is asked of it.
-pub fn greet(device: OwnedFd, mode: IoMode) -> io::Result<Greeted> {
+pub fn greet(device: OwnedFd, mode: IoMode, transport: Transport) -> io::Result<Greeted> {
     let mut config = Config::default();
     config.acl = SessionACL::All;
     let setxattr_ext = Arc::new(AtomicBool::new(false));
+    let by_io_uring = Arc::new(AtomicBool::new(false));
     let greeter = Greeter {
         mode,
+        transport,
         setxattr_ext: Arc::clone(&setxattr_ext),
+        by_io_uring: Arc::clone(&by_io_uring),
     };
     let session = Session::from_fd(greeter, device, SessionACL::All, config)?;
     let device = Arc::new(session.as_fd().try_clone_to_owned()?);
@@ -44,6 +52,7 @@ pub fn greet(device: OwnedFd, mode: IoMode) -> io::Result<Greeted> {
         session,
         device,
         setxattr_ext: setxattr_ext.load(Ordering::Relaxed),
+        by_io_uring: by_io_uring.load(Ordering::Relaxed),
     })
 }
 
@@ -75,6 +84,19 @@ impl Filesystem for Greeter {
         }
         let ext = config.add_capabilities(InitFlags::FUSE_SETXATTR_EXT);
         self.setxattr_ext.store(ext.is_ok(), Ordering::Relaxed);
+        if self.transport != Transport::Device {
+            let can = fuse_ring::is_available()
+                && config
+                    .add_capabilities(InitFlags::FUSE_OVER_IO_URING)
+                    .is_ok();
+            if !can && self.transport == Transport::IoUring {
+                return Err(io::Error::other(
+                    "the kernel does not offer FUSE over io_uring: it needs Linux 6.14, and \
+                     /sys/module/fuse/parameters/enable_uring set to Y",
+                ));
+            }
+            self.by_io_uring.store(can, Ordering::Relaxed);
+        }
         if self.mode == IoMode::Passthrough {
             let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
             // Overlayfs can still be mounted on top.

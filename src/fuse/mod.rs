@@ -23,6 +23,7 @@ pub(crate) mod aliases;
 mod greeting;
 mod handler;
 mod opens;
+mod ring;
 mod wire;
 
 pub use abi::op::name as request_name;
@@ -40,6 +41,18 @@ pub enum IoMode {
     Passthrough,
 }
 
+/// How requests and replies go between the kernel and us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// By `io_uring` where the kernel offers it and it may be used, else by the device.
+    #[default]
+    Auto,
+    /// By reading and writing `/dev/fuse`.
+    Device,
+    /// By `io_uring`; an error where that cannot be.
+    IoUring,
+}
+
 /// How to serve a mount.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ServeOptions {
@@ -47,6 +60,8 @@ pub struct ServeOptions {
     pub threads: Option<usize>,
     /// How contents are read and written.
     pub io: IoMode,
+    /// How requests arrive.
+    pub transport: Transport,
 }
 
 /// Serves a union over an open `/dev/fuse` that is already mounted, until it is unmounted.
@@ -61,7 +76,7 @@ pub fn serve(
     rustix::process::umask(rustix::fs::Mode::empty());
     let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let threads = options.threads.unwrap_or(processors).max(1);
-    let greeted = greeting::greet(device, options.io)?;
+    let greeted = greeting::greet(device, options.io, options.transport)?;
     let opens = match options.io {
         IoMode::Cached => None,
         IoMode::Passthrough => Some(Arc::new(Opens::new(
@@ -76,9 +91,14 @@ pub fn serve(
         opens,
         setxattr_ext: greeted.setxattr_ext,
     };
-    let result = wire::run(&greeted.device, threads, &union.stats, |request, reply| {
+    let serve = |request: wire::Request<'_>, reply: &mut wire::Reply<'_>| {
         handler.serve(request, reply);
-    });
+    };
+    let result = if greeted.by_io_uring {
+        ring::run(&greeted.device, &union.stats, &serve)
+    } else {
+        wire::run(&greeted.device, threads, &union.stats, &serve)
+    };
     if let Err(error) = union.close() {
         tracing::error!("cannot sync the upper directory: {error}");
     }

@@ -25,6 +25,8 @@ pub const FOREVER: Duration = Duration::from_secs(1 << 30);
 pub struct Request<'a> {
     /// What every request has.
     pub header: InHeader,
+    /// Its structures, if they do not come in front of the rest.
+    op: Option<&'a [u8]>,
     rest: &'a [u8],
 }
 
@@ -35,7 +37,24 @@ impl<'a> Request<'a> {
     /// `EIO` for one that is no request.
     pub fn parse(message: &'a [u8]) -> Result<Self, Errno> {
         let (header, rest) = InHeader::read_from_prefix(message).map_err(|_| Errno::IO)?;
-        Ok(Self { header, rest })
+        Ok(Self {
+            header,
+            op: None,
+            rest,
+        })
+    }
+
+    /// A request that comes in parts.
+    ///
+    /// # Errors
+    /// `EIO` for one that is no request.
+    pub fn with_op(header: &[u8], op: &'a [u8], rest: &'a [u8]) -> Result<Self, Errno> {
+        let (header, _) = InHeader::read_from_prefix(header).map_err(|_| Errno::IO)?;
+        Ok(Self {
+            header,
+            op: Some(op),
+            rest,
+        })
     }
 
     /// The next structure of the request.
@@ -43,8 +62,9 @@ impl<'a> Request<'a> {
     /// # Errors
     /// `EIO` if the request is too short.
     pub fn take<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T, Errno> {
-        let (value, rest) = T::read_from_prefix(self.rest).map_err(|_| Errno::IO)?;
-        self.rest = rest;
+        let from = self.op.as_mut().unwrap_or(&mut self.rest);
+        let (value, rest) = T::read_from_prefix(from).map_err(|_| Errno::IO)?;
+        *from = rest;
         Ok(value)
     }
 
@@ -72,25 +92,35 @@ impl<'a> Request<'a> {
     }
 }
 
+/// Where replies go.
+pub trait Send {
+    /// Sends a reply, once for each request.
+    fn send(&mut self, header: OutHeader, bytes: &[u8]) -> Result<(), Errno>;
+}
+
+/// Replies by writing to the device.
+struct Device<'a>(BorrowedFd<'a>);
+
+impl Send for Device<'_> {
+    fn send(&mut self, header: OutHeader, bytes: &[u8]) -> Result<(), Errno> {
+        let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(bytes)];
+        match rustix::io::writev(self.0, &parts) {
+            // ENOENT: who asked does not wait any more. ENODEV: it was unmounted.
+            Ok(_) | Err(Errno::NOENT | Errno::NODEV) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
 /// The reply to one request. Nothing is sent but by [`Reply::send`] and [`Reply::error`].
 pub struct Reply<'a> {
-    device: BorrowedFd<'a>,
+    sink: &'a mut dyn Send,
     unique: u64,
     sent: bool,
     failed: bool,
 }
 
-impl<'a> Reply<'a> {
-    /// The reply to the request `unique`.
-    pub fn new(device: BorrowedFd<'a>, unique: u64) -> Self {
-        Self {
-            device,
-            unique,
-            sent: false,
-            failed: false,
-        }
-    }
-
+impl Reply<'_> {
     /// Whether there is nothing more to reply.
     pub fn is_sent(&self) -> bool {
         self.sent
@@ -122,17 +152,18 @@ impl<'a> Reply<'a> {
             error,
             unique: self.unique,
         };
-        let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(bytes)];
-        match rustix::io::writev(self.device, &parts) {
-            // ENOENT: who asked does not wait any more. ENODEV: it was unmounted.
-            Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
-            Err(errno) => tracing::error!("cannot reply to the kernel: {errno}"),
+        if let Err(errno) = self.sink.send(header, bytes) {
+            tracing::error!("cannot reply to the kernel: {errno}");
         }
     }
 }
 
-/// Serves requests with `threads` threads until the mount ends. `serve` is given each request, and
-/// replies.
+/// What is given each request, and replies.
+pub trait Serve: Fn(Request<'_>, &mut Reply<'_>) + Sync {}
+
+impl<T: Fn(Request<'_>, &mut Reply<'_>) + Sync> Serve for T {}
+
+/// Serves requests with `threads` threads until the mount ends.
 ///
 /// # Errors
 /// When the device cannot be read, or a thread cannot be started.
@@ -140,9 +171,9 @@ pub fn run(
     device: &Arc<OwnedFd>,
     threads: usize,
     stats: &Stats,
-    serve: impl Fn(Request<'_>, &mut Reply<'_>) + Sync,
+    serve: &impl Serve,
 ) -> std::io::Result<()> {
-    let work = || work(device, stats, &serve);
+    let work = || work(device, stats, serve);
     std::thread::scope(|scope| {
         let mut workers = Vec::with_capacity(threads);
         for number in 1..threads {
@@ -159,11 +190,11 @@ pub fn run(
     })
 }
 
-fn work(
-    device: &OwnedFd,
-    stats: &Stats,
-    serve: &(impl Fn(Request<'_>, &mut Reply<'_>) + Sync),
-) -> std::io::Result<()> {
+/// Serves requests that are read from the device until the mount ends.
+///
+/// # Errors
+/// When the device cannot be read.
+pub fn work(device: &OwnedFd, stats: &Stats, serve: &impl Serve) -> std::io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let size = match rustix::io::read(device, &mut buffer) {
@@ -174,23 +205,39 @@ fn work(
             Err(Errno::NODEV) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         };
-        let Ok(request) = Request::parse(buffer.get(..size).unwrap_or_default()) else {
-            tracing::error!("the kernel sent a request of {size} bytes");
-            continue;
-        };
-        let started = Instant::now();
-        let opcode = request.header.opcode;
-        let mut reply = Reply::new(device.as_fd(), request.header.unique);
-        let serving = std::panic::AssertUnwindSafe(|| serve(request, &mut reply));
-        if std::panic::catch_unwind(serving).is_err() {
-            tracing::error!("internal error: a request was given up");
-        }
-        // Nobody may wait for ever.
-        if !reply.is_sent() {
-            reply.error(Errno::IO);
-        }
-        stats.request(opcode, started.elapsed(), reply.failed);
+        let request = Request::parse(buffer.get(..size).unwrap_or_default());
+        answer(request, &mut Device(device.as_fd()), stats, serve);
     }
+}
+
+/// Has a request served, and sees to it that there is a reply.
+pub fn answer(
+    request: Result<Request<'_>, Errno>,
+    sink: &mut dyn Send,
+    stats: &Stats,
+    serve: &impl Serve,
+) {
+    let Ok(request) = request else {
+        tracing::error!("the kernel sent what is no request");
+        return;
+    };
+    let started = Instant::now();
+    let opcode = request.header.opcode;
+    let mut reply = Reply {
+        sink,
+        unique: request.header.unique,
+        sent: false,
+        failed: false,
+    };
+    let serving = std::panic::AssertUnwindSafe(|| serve(request, &mut reply));
+    if std::panic::catch_unwind(serving).is_err() {
+        tracing::error!("internal error: a request was given up");
+    }
+    // Nobody may wait for ever.
+    if !reply.is_sent() {
+        reply.error(Errno::IO);
+    }
+    stats.request(opcode, started.elapsed(), reply.failed);
 }
 
 /// Attributes in the protocol's form.

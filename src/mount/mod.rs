@@ -166,6 +166,8 @@ pub struct Attached {
     pub target: PathBuf,
     /// Its device number, `major:minor`; empty if it was gone at once.
     pub device: String,
+    /// The kernel's number of it, which is never given again; device numbers are. Linux 6.8.
+    pub id: Option<u64>,
 }
 
 impl Attached {
@@ -179,13 +181,21 @@ impl Attached {
         let mounts = table::mounts().map_err(unusable)?;
         let mut here = mounts.iter().rev();
         match here.find(|mount| mount.target == self.target) {
-            Some(top) if top.is(&self.target, &self.device) => {}
+            Some(top) if top.is(&self.target, &self.device) && !self.was_replaced() => {}
             _ if here.any(|mount| mount.is(&self.target, &self.device)) => {
                 return Err(MountError::Covered(self.target.clone()));
             }
             _ => return Ok(false),
         }
         detach(&self.target, true).map(|()| true)
+    }
+
+    /// Whether another mount is on top, for sure.
+    fn was_replaced(&self) -> bool {
+        match (self.id, crate::sys::mount::id(&self.target)) {
+            (Some(own), Some(found)) => own != found,
+            _ => false,
+        }
     }
 }
 
@@ -196,6 +206,7 @@ pub fn attach(target: &Path, options: &MountOptions) -> Result<(OwnedFd, Attache
     let attached = Attached {
         target: target.to_owned(),
         device: mounted.map(|mount| mount.device).unwrap_or_default(),
+        id: crate::sys::mount::id(target),
     };
     Ok((device, attached))
 }

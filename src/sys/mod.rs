@@ -14,6 +14,7 @@ use crate::attr::Attr;
 pub mod copy;
 pub mod dir;
 pub mod fuse_dev;
+pub mod fuse_ring;
 pub mod mount;
 pub mod process;
 pub mod shared;

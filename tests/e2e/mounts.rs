@@ -9,16 +9,9 @@ use rustix::fs::{Timespec, Timestamps};
 
 use crate::support::lamina::{Lamina, NOBODY, wait_until};
 use crate::support::layers::Archive;
+use crate::support::listing::{pid_of, small_image, the_mount};
 use crate::support::sandbox::{Sandbox, mounted_type};
 use crate::support::{describe, needs_root, output, run};
-
-fn small_image(sandbox: &Sandbox, lamina: &Lamina) {
-    let archive = Archive::new(sandbox, "small.tar")
-        .dir("dir", 0o755)
-        .file("dir/file", b"from the image")
-        .finish();
-    lamina.build("small", &[archive]);
-}
 
 /// Whether `lamina ps` lists a mount at `target`.
 fn listed(lamina: &Lamina, target: &Path) -> bool {
@@ -52,6 +45,33 @@ fn every_way_of_unmounting_ends_the_daemon() {
         );
     }
     mount.unmount();
+}
+
+/// The kernel gives the device number of a mount that is gone to the next one.
+#[test]
+fn a_daemon_that_ends_late_leaves_the_next_mount_alone() {
+    needs_root!();
+    let sandbox = Sandbox::new("late");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let target = sandbox.dir("mnt");
+    for transport in ["device", "auto"] {
+        let options = ["--rm", "--transport", transport, "small"];
+        let first = lamina.mount(&options, &target);
+        let daemon = pid_of(&the_mount(&lamina, &sandbox));
+        let signal = |signal| rustix::process::kill_process(daemon, signal).unwrap();
+        signal(rustix::process::Signal::STOP);
+        run(Command::new("umount").arg("-l").arg(&target));
+        let second = lamina.mount(&options, &target);
+        signal(rustix::process::Signal::CONT);
+        wait_until("the first daemon to end", || {
+            !Path::new(&format!("/proc/{}", daemon.as_raw_pid())).exists()
+        });
+        assert_eq!(mounted_type(&target).as_deref(), Some("fuse.lamina"));
+        assert!(target.join("dir/file").exists());
+        second.unmount();
+        drop(first);
+    }
 }
 
 #[test]
