@@ -95,11 +95,29 @@ CONTESTANTS = {
     "kovl-volatile": Mounted("the same, volatile", _overlay(KERNEL, "volatile")),
     "fo1": Mounted("fuse-overlayfs 1.10", _overlay(["fuse-overlayfs"])),
     "fo2": Mounted("fuse-overlayfs 2.0", _overlay([FUSE_OVERLAYFS_2])),
-    "cached": Mounted("lamina, cached", _lamina("--io", "cached")),
-    "passthrough": Mounted("lamina, passthrough", _lamina("--io", "passthrough")),
+    "cached": Mounted("lamina, cached", _lamina("--io", "cached", "--transport", "device")),
+    "passthrough": Mounted("lamina, passthrough", _lamina("--io", "passthrough", "--transport", "device")),
+    "cached-ring": Mounted("lamina, cached, io_uring", _lamina("--io", "cached", "--transport", "io-uring")),
+    "passthrough-ring": Mounted("lamina, passthrough, io_uring", _lamina("--io", "passthrough", "--transport", "io-uring")),
     "lamina-volatile": Mounted("lamina, volatile", _lamina("--volatile")),
 }
 
 # Who takes part when a workload does not say.
-USUAL = ["native", "kovl", "fo1", "fo2", "cached", "passthrough"]
-LAMINA_MODES = ["cached", "passthrough"]
+LAMINA_MODES = ["cached", "passthrough", "cached-ring", "passthrough-ring"]
+USUAL = ["native", "kovl", "fo1", "fo2", *LAMINA_MODES]
+
+ENABLE_URING = "/sys/module/fuse/parameters/enable_uring"
+
+
+@contextlib.contextmanager
+def io_uring_enabled():
+    """FUSE over io_uring is off until root turns it on; afterwards it is as it was."""
+    with open(ENABLE_URING) as handle:
+        before = handle.read()
+    with open(ENABLE_URING, "w") as handle:
+        handle.write("Y")
+    try:
+        yield
+    finally:
+        with open(ENABLE_URING, "w") as handle:
+            handle.write(before)

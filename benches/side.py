@@ -7,11 +7,13 @@ import subprocess
 
 import chart
 from common import ROUNDS, TOP, Arena, machine, measure_output, progress, sh
-from contestants import CONTESTANTS, LAMINA_MODES, USUAL, Source
+from contestants import CONTESTANTS, LAMINA_MODES, USUAL, Source, io_uring_enabled
 from workloads import SOURCES, WORKLOADS, AtMost
 
 # The mode that `lamina mount` takes when root says nothing.
 DEFAULT_MODE = "cached"
+# The way of transport that targets are for.
+TRANSPORT = "-ring"
 
 
 def run(selected):
@@ -21,7 +23,7 @@ def run(selected):
     rows = {}
     places = dict.fromkeys((workload.source, workload.filesystem) for workload in workloads)
     for source_name, filesystem in places:
-        with Arena("side", filesystem) as arena:
+        with Arena("side", filesystem) as arena, io_uring_enabled():
             source = Source(arena, "bench", SOURCES[source_name](arena))
             for workload in workloads:
                 if (workload.source, workload.filesystem) == (source_name, filesystem):
@@ -73,8 +75,7 @@ def once(workload, source, contestant):
 
 def verdicts(row, medians):
     """(what is wanted, what was reached, whether that is enough) for each target of a row."""
-    mode = row.mode or DEFAULT_MODE
-    mine = medians[mode]
+    mine = medians[(row.mode or DEFAULT_MODE) + TRANSPORT]
     is_rate = row.unit != "s"
     for target in row.targets:
         if isinstance(target, AtMost):

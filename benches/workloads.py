@@ -5,7 +5,7 @@ import os
 import shutil
 
 from common import TOP, drop_caches, fixture, progress, sh
-from contestants import USUAL
+from contestants import LAMINA_MODES, USUAL
 
 WORK = os.path.join(TOP, "target/release/examples/bench-work")
 
@@ -177,7 +177,7 @@ WORKLOADS = [
         "rename-dir", "root", tool("rename", "usr", "renamed"),
         {"rename": Row("rename of a lower directory (/usr)", AtMost(0.010))},
         # rename(2) is EXDEV on the others, which have to copy.
-        who=["native", "kovl-metacopy", "cached", "passthrough"],
+        who=["native", "kovl-metacopy", *LAMINA_MODES],
         prepare=walked,
     ),
     Workload(
@@ -193,7 +193,7 @@ WORKLOADS = [
     Workload(
         "chmod", "root", tool("chmod", ".", "10000"),
         {"chmod": Row("chmod of 10,000 lower files", Target(1.5, "kovl-metacopy"))},
-        prepare=walked, who=["native", "kovl", "kovl-metacopy", "fo1", "fo2", "cached", "passthrough"],
+        prepare=walked, who=[*USUAL, "kovl-metacopy"],
     ),
     Workload(
         "large", "large", shell(f"{WORK} read-first large; {WORK} write-new new {1 << 30}; {WORK} large new"),
@@ -213,7 +213,7 @@ WORKLOADS = [
             f"append-large-{filesystem}", "large", tool("append", "large"),
             {"append": Row(f"append a byte to a lower file of 1 GiB, {filesystem}", *targets)},
             prepare=backing_warm, filesystem=filesystem,
-            who=["native", "kovl", "kovl-volatile", "fo1", "fo2", "cached", "passthrough", "lamina-volatile"],
+            who=[*USUAL, "kovl-volatile", "lamina-volatile"],
         )
         for filesystem, targets in [("ext4", [Target(1.1, "kovl")]), ("btrfs", [AtMost(0.05)]), ("xfs", [AtMost(0.05)])]
         if shutil.which("mkfs." + filesystem, path=os.environ["PATH"] + ":/usr/sbin:/sbin")

@@ -54,12 +54,12 @@ fn work(device: &OwnedFd, queue: u16, stats: &Stats, serve: &impl Serve) -> Resu
     let mut entry = RingEntry::new(device.as_fd(), queue, MAX_REQUEST as usize)?;
     let mut scratch = Vec::new();
     let mut answered = match entry.first() {
-        Ok(message) => answer(message, &mut scratch, stats, serve),
+        Ok(mut message) => answer(&mut message, &mut scratch, stats, serve),
         Err(errno) => return ended(errno),
     };
     loop {
         match entry.next(answered.header.as_bytes(), answered.size) {
-            Ok(message) => answered = answer(message, &mut scratch, stats, serve),
+            Ok(mut message) => answered = answer(&mut message, &mut scratch, stats, serve),
             Err(errno) => return ended(errno),
         }
     }
@@ -81,7 +81,7 @@ struct Answered {
 }
 
 fn answer(
-    message: Message<'_>,
+    message: &mut Message<'_>,
     scratch: &mut Vec<u8>,
     stats: &Stats,
     serve: &impl Serve,

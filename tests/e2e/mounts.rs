@@ -8,7 +8,6 @@ use std::process::{Command, Stdio};
 use rustix::fs::{Timespec, Timestamps};
 
 use crate::support::lamina::{Lamina, NOBODY, wait_until};
-use crate::support::layers::Archive;
 use crate::support::listing::{pid_of, small_image, the_mount};
 use crate::support::sandbox::{Sandbox, mounted_type};
 use crate::support::{describe, needs_root, output, run};

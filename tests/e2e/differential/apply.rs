@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{
-    Access, AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid,
+    Access, AtFlags, Dir, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Stat, Timespec,
+    Timestamps, Uid,
 };
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
@@ -14,16 +15,20 @@ use sha2::{Digest, Sha256};
 use super::known::passes_through;
 use super::lowers::LOWER_TIME;
 use super::op::{Op, Outcome, Step, Time, Who};
-use super::side::Side;
+use super::side::{Kind, Side};
 
 impl Step {
     /// Asks `side` for it.
     pub fn apply(&self, side: &mut Side) -> Outcome {
         let umask = rustix::process::umask(Mode::from_raw_mode(self.umask));
+        let before = side.touched_in_vain(&self.op);
         become_who(self.who);
         let outcome = side.apply(&self.op);
         become_who(Who::Root);
         rustix::process::umask(umask);
+        if let (Err(_), Some((dir, times))) = (&outcome, before) {
+            rustix::fs::utimensat(side.root(), dir, &times, AtFlags::empty()).expect("utimensat");
+        }
         outcome
     }
 }
@@ -54,6 +59,28 @@ fn become_who(who: Who) {
 }
 
 impl Side {
+    /// A directory of which ext4 changes the time even if the operation fails, and its times: the old
+    /// one of a rename that leaves a whiteout.
+    fn touched_in_vain(&self, op: &Op) -> Option<(String, Timestamps)> {
+        let Op::Rename { from, flags, .. } = op else {
+            return None;
+        };
+        if self.kind != Kind::Native || !flags.contains(RenameFlags::WHITEOUT) {
+            return None;
+        }
+        let dir = from.rsplit_once('/').map_or(".", |(dir, _)| dir);
+        let stat = rustix::fs::statat(self.root(), dir, AtFlags::empty()).ok()?;
+        let time = |tv_sec, tv_nsec: u64| Timespec {
+            tv_sec,
+            tv_nsec: tv_nsec as i64,
+        };
+        let times = Timestamps {
+            last_access: time(stat.st_atime, stat.st_atime_nsec),
+            last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+        };
+        Some((dir.to_owned(), times))
+    }
+
     fn apply(&mut self, op: &Op) -> Outcome {
         match op {
             Op::Write { .. }

@@ -6,6 +6,7 @@
 //!   write by root, which does not; so only the owner's does.
 //! - `COLLAPSE_RANGE` and `INSERT_RANGE` are `EOPNOTSUPP` on every FUSE mount.
 //! - Writing to a fifo changes its times on a disk filesystem; FUSE does not hear of it.
+//! - A rename that fails changes the time of its old directory on ext4, if it was to leave a whiteout.
 //! - A hard link into another layer: a commit, and an upper that becomes a lower, hold names that
 //!   were moved with their directory as files of their own.
 

@@ -139,7 +139,12 @@ fn check_crowds(count: &str, range: Range, kinds: &'static [Kind]) {
             eprintln!("no difference with seeds {crowd:?}");
             continue;
         };
-        let shown_by = |seed: &u64| failure.what.contains(&format!("case{seed}/"));
+        let shown_by = |seed: &u64| {
+            let place = format!("case{seed}");
+            [format!("{place}/"), format!("{place}:")]
+                .iter()
+                .any(|place| failure.what.contains(place))
+        };
         for seed in crowd.clone().filter(shown_by) {
             check_alone(seed, SHORT, range, kinds);
         }
