@@ -46,6 +46,19 @@ pub fn read_only_view(dir: BorrowedFd<'_>) -> SysResult<OwnedFd> {
     Ok(tree)
 }
 
+/// The kernel's number of the topmost mount at `path`, which no other mount ever has. The filesystem
+/// is not asked. `None` before Linux 6.8, or if there is nothing.
+pub fn id(path: &Path) -> Option<u64> {
+    // `STATX_MNT_ID_UNIQUE`
+    let wanted = StatxFlags::from_bits_retain(0x4000);
+    // `AT_STATX_DONT_SYNC`: its daemon may be ourselves.
+    let flags = AtFlags::SYMLINK_NOFOLLOW
+        | AtFlags::NO_AUTOMOUNT
+        | AtFlags::from_bits_retain(libc::AT_STATX_DONT_SYNC as u32);
+    let found = rustix::fs::statx(CWD, path, flags, wanted).ok()?;
+    (found.stx_mask & wanted.bits() != 0).then_some(found.stx_mnt_id)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
@@ -70,17 +83,4 @@ mod tests {
         let make = openat(&view, "new", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU);
         assert_eq!(make.unwrap_err(), Errno::ROFS);
     }
-}
-
-/// The kernel's number of the topmost mount at `path`, which no other mount ever has. The filesystem
-/// is not asked. `None` before Linux 6.8, or if there is nothing.
-pub fn id(path: &Path) -> Option<u64> {
-    // `STATX_MNT_ID_UNIQUE`
-    let wanted = StatxFlags::from_bits_retain(0x4000);
-    // `AT_STATX_DONT_SYNC`: its daemon may be ourselves.
-    let flags = AtFlags::SYMLINK_NOFOLLOW
-        | AtFlags::NO_AUTOMOUNT
-        | AtFlags::from_bits_retain(libc::AT_STATX_DONT_SYNC as u32);
-    let found = rustix::fs::statx(CWD, path, flags, wanted).ok()?;
-    (found.stx_mask & wanted.bits() != 0).then_some(found.stx_mnt_id)
 }

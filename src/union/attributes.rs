@@ -71,7 +71,7 @@ const SUID: u32 = libc::S_ISUID;
 const SGID: u32 = libc::S_ISGID;
 const GROUP_EXECUTE: u32 = libc::S_IXGRP;
 /// The attribute that holds file capabilities.
-const CAPABILITY: &[u8] = b"security.capability";
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 impl Union {
     /// Attributes of a node.

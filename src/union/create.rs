@@ -252,6 +252,7 @@ impl Union {
         if let Some((dir, name)) = place {
             node.add_name(dir, name);
         }
+        node.set_unprivileged(attr.mode & (libc::S_ISUID | libc::S_ISGID) == 0);
         match kind {
             Kind::File => self.fds.insert(FdKey::file(number), &fd),
             Kind::Dir => self.fds.insert(FdKey::dir(number), &fd),

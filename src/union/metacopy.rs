@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustix::fs::{self as rfs, OFlags, Timestamps, XattrFlags};
 
 use super::Union;
+use super::attributes::CAPABILITY;
 use super::node::LowerParts;
 use super::resolve::Steps;
 use crate::attr::Kind;
@@ -18,8 +19,6 @@ use crate::lower::dir::DataPlace;
 use crate::lower::{Contents, LowerObject, LowerRef};
 use crate::sys;
 use crate::upper::{UpperEntry, UpperFound};
-
-const CAPABILITY: &[u8] = b"security.capability";
 
 impl Union {
     /// A file of a lower together with the place of its data, if that is in a layer below.

@@ -8,7 +8,6 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::node::Node;
-use super::resolve::Resolved;
 use crate::attr::Kind;
 use crate::error::{FsError, FsResult};
 use crate::lower::Number;
@@ -20,14 +19,23 @@ impl Union {
     /// `ENOENT`, `EISDIR`, `EROFS`.
     pub fn unlink(&self, parent: Number, name: &[u8]) -> FsResult<()> {
         let dir = self.writable_dir(parent, name)?;
-        self.share_before_unlink(&dir, name)?;
-        let mut entries = dir.entries.write();
-        let resolved = self
-            .resolve(&dir, name)?
-            .ok_or_else(|| FsError::from(Errno::NOENT))?;
-        if resolved.kind == Kind::Dir {
-            return Err(Errno::ISDIR.into());
-        }
+        let (mut entries, resolved) = loop {
+            let entries = dir.entries.write();
+            let resolved = self
+                .resolve(&dir, name)?
+                .ok_or_else(|| FsError::from(Errno::NOENT))?;
+            if resolved.kind == Kind::Dir {
+                return Err(Errno::ISDIR.into());
+            }
+            // A lower file with several names is copied up before one of them goes: after that, link
+            // counts are the upper filesystem's.
+            if resolved.upper.is_some() || !self.has_links(&resolved)? {
+                break (entries, resolved);
+            }
+            let node = self.intern(&dir, name, resolved, false);
+            drop(entries);
+            self.copy_up(&node)?;
+        };
         let in_upper = resolved.upper.is_some();
         let node = self.intern(&dir, name, resolved, false);
         let fd = self.upper_dir(&dir)?;
@@ -48,40 +56,6 @@ impl Union {
         entries.removed(name);
         drop(entries);
         Ok(())
-    }
-
-    /// A lower file with several names is copied up before one of them goes: after that, link
-    /// counts are the upper filesystem's.
-    fn share_before_unlink(&self, dir: &Arc<Node>, name: &[u8]) -> FsResult<()> {
-        let resolved = {
-            let _entries = dir.entries.read();
-            self.resolve(dir, name)?
-        };
-        let Some(Resolved {
-            kind,
-            upper: None,
-            lowers,
-        }) = &resolved
-        else {
-            return Ok(());
-        };
-        if *kind == Kind::Dir {
-            return Ok(());
-        }
-        let Some(lower) = lowers.first() else {
-            return Ok(());
-        };
-        if self.lowers.attr(lower)?.nlink <= 1 {
-            return Ok(());
-        }
-        let node = {
-            let _entries = dir.entries.read();
-            match self.resolve(dir, name)? {
-                Some(resolved) => self.intern(dir, name, resolved, false),
-                None => return Ok(()),
-            }
-        };
-        self.copy_up(&node)
     }
 
     /// Removes an empty directory.

@@ -96,6 +96,9 @@ impl Union {
             dir: &to_dir,
             name: new_name,
         };
+        if self.rename_at_once(from, to, mode)? {
+            return Ok(());
+        }
         for _ in 0..ATTEMPTS {
             let Some(plan) = self.plan(from, to, mode)? else {
                 return Ok(());
@@ -105,6 +108,42 @@ impl Union {
             }
         }
         Err(Errno::BUSY.into())
+    }
+
+    /// Renames what is no directory, if nothing has to be prepared for that: `false` if something
+    /// has.
+    fn rename_at_once(&self, from: Place<'_>, to: Place<'_>, mode: RenameMode) -> FsResult<bool> {
+        if !matches!(mode, RenameMode::Replace | RenameMode::NoReplace) {
+            return Ok(false);
+        }
+        let (mut old, mut new) = if Arc::ptr_eq(from.dir, to.dir) {
+            (from.dir.entries.write(), None)
+        } else {
+            let (old, new) = lock_two(from.dir, to.dir);
+            (old, Some(new))
+        };
+        let movable = |found: &Resolved| found.kind != Kind::Dir && found.upper.is_some();
+        let Some(source) = self.resolve(from.dir, from.name)?.filter(movable) else {
+            return Ok(false);
+        };
+        let target = match self.resolve(to.dir, to.name)? {
+            Some(found) if !movable(&found) || mode == RenameMode::NoReplace => return Ok(false),
+            found => found,
+        };
+        let plan = Plan {
+            source: self.intern(from.dir, from.name, source, false),
+            target: target.map(|found| Target {
+                node: self.intern(to.dir, to.name, found, false),
+                in_upper: true,
+            }),
+        };
+        let is_same = |target: &Target| Arc::ptr_eq(&target.node, &plan.source);
+        if !plan.target.as_ref().is_some_and(is_same) {
+            self.replace(from, to, &plan, true)?;
+            old.removed(from.name);
+            new.as_mut().unwrap_or(&mut old).changed();
+        }
+        Ok(true)
     }
 
     /// Finds out what is to be done, checks it, and copies up what must be. `None` if there is
@@ -156,7 +195,8 @@ impl Union {
         Ok(Some(Plan { source, target }))
     }
 
-    fn has_links(&self, found: &Resolved) -> FsResult<bool> {
+    /// Whether the lower file has other names.
+    pub(super) fn has_links(&self, found: &Resolved) -> FsResult<bool> {
         match found.lowers.first() {
             Some(lower) => Ok(self.lowers.attr(lower)?.nlink > 1),
             None => Ok(false),
@@ -279,8 +319,7 @@ impl Union {
     ) -> FsResult<()> {
         let upper = self.upper()?;
         let hide_old = self.lower_has(from.dir, from.name)?;
-        let target = self.upper_name(to.dir, to.name)?;
-        if kind == Kind::Dir && matches!(target, UpperName::Whiteout) {
+        if kind == Kind::Dir && matches!(self.upper_name(to.dir, to.name)?, UpperName::Whiteout) {
             // The whiteout of the new name becomes that of the old one.
             rfs::renameat_with(fds.0, from.name, fds.1, to.name, RenameFlags::EXCHANGE)?;
             if !hide_old {

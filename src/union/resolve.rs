@@ -1,5 +1,6 @@
 //! What a name in a directory means, and which node that is.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use lamina_layers::index::Ino;
@@ -10,6 +11,8 @@ use super::{Target, Union};
 use crate::attr::{Attr, Kind};
 use crate::error::{FsError, FsResult};
 use crate::lower::{Found, LowerObject, LowerRef, Number};
+use crate::sys;
+use crate::upper::mark::Marks;
 use crate::upper::{UpperEntry, UpperFound};
 
 /// Longest name of a directory entry in bytes (`NAME_MAX`).
@@ -137,7 +140,16 @@ impl Union {
         }
         if has_upper && let Some(upper) = &self.upper {
             let fd = self.upper_dir(dir)?;
-            match upper.examine(std::os::fd::AsFd::as_fd(&*fd), name)? {
+            let found = match sys::find_at(&*fd, name)? {
+                None => UpperFound::Nothing,
+                Some(attr) => {
+                    if let Some(known) = self.known(attr) {
+                        return Ok(Some(known));
+                    }
+                    upper.examine_found(fd.as_fd(), name, attr)?
+                }
+            };
+            match found {
                 UpperFound::Nothing => {}
                 UpperFound::Whiteout => return Ok(None),
                 UpperFound::Object(entry) => {
@@ -153,6 +165,26 @@ impl Union {
             }
         }
         self.resolve_lower(&lowers, name)
+    }
+
+    /// An object of the upper alone that has a node: its marks, which cost a few system calls, need
+    /// not be read again.
+    fn known(&self, attr: Attr) -> Option<Resolved> {
+        let node = self.table.get(Number::new(Number::SPACE_UPPER, attr.ino))?;
+        let state = node.state.read();
+        let is_same = state.upper == Some(attr.ino) && state.lowers.is_empty() && !state.dead;
+        let entry = UpperEntry {
+            attr: state.mark.apply(attr),
+            marks: Marks {
+                node: state.mark.clone(),
+                ..Marks::default()
+            },
+        };
+        (is_same && entry.attr.kind() == node.kind).then_some(Resolved {
+            kind: node.kind,
+            upper: Some(entry),
+            lowers: LowerParts::new(),
+        })
     }
 
     /// The lower parts of a directory of the upper.
@@ -305,7 +337,7 @@ impl Union {
     /// Whether a name has an entry in the upper.
     pub(super) fn upper_name(&self, dir: &Arc<Node>, name: &[u8]) -> FsResult<UpperName> {
         let fd = self.upper_dir(dir)?;
-        Ok(match crate::sys::find_at(&*fd, name)? {
+        Ok(match sys::find_at(&*fd, name)? {
             None => UpperName::Free,
             Some(attr) if attr.is_whiteout() => UpperName::Whiteout,
             Some(_) => UpperName::Taken,

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
+use super::attributes::CAPABILITY;
 use super::node::Node;
 use super::{Caller, Target, Union};
 use crate::attr::PERMISSIONS;
@@ -66,6 +67,10 @@ impl Union {
             Target::Image(ino) => self.image_ref(ino)?,
             Target::Node(node) => match self.xattr_source(&node)? {
                 Source::Lower(lower) => lower,
+                // The kernel asks before the first write to a file.
+                Source::Upper if name == CAPABILITY && node.is_unprivileged() => {
+                    return Err(missing());
+                }
                 Source::Upper => {
                     let stored = self.upper()?.namespace().stored_name(name);
                     let value = sys::get_xattr(self.upper_handle(&node)?.as_fd(), &stored)?;

@@ -315,9 +315,19 @@ impl Upper {
 
     /// What the upper has under `name` in the directory `dir`.
     pub fn examine(&self, dir: BorrowedFd<'_>, name: &[u8]) -> FsResult<UpperFound> {
-        let Some(attr) = sys::find_at(dir, name)? else {
-            return Ok(UpperFound::Nothing);
-        };
+        match sys::find_at(dir, name)? {
+            Some(attr) => self.examine_found(dir, name, attr),
+            None => Ok(UpperFound::Nothing),
+        }
+    }
+
+    /// As [`Upper::examine`], where its attributes are known.
+    pub fn examine_found(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        attr: Attr,
+    ) -> FsResult<UpperFound> {
         if attr.is_whiteout() {
             return Ok(UpperFound::Whiteout);
         }

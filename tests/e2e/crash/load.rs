@@ -178,7 +178,13 @@ impl Load {
         self.history.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             if let Err(error) = thread.join().unwrap() {
-                let gone = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO];
+                // The last one with requests by io_uring.
+                let gone = [
+                    libc::ENOTCONN,
+                    libc::ECONNABORTED,
+                    libc::EIO,
+                    libc::ECANCELED,
+                ];
                 let code = error.raw_os_error().unwrap_or(0);
                 assert!(gone.contains(&code), "a writer met {error}");
             }

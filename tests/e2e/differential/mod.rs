@@ -448,7 +448,7 @@ fn compare_and_go_on(sides: &mut [Side], then: Then) -> Result<(), String> {
     // All sides, so that files open across it are closed on all of them.
     match then {
         Then::DropCaches => {
-            std::fs::write("/proc/sys/vm/drop_caches", "2").expect("dropping caches")
+            std::fs::write("/proc/sys/vm/drop_caches", "2").expect("dropping caches");
         }
         Then::Remount => sides.iter_mut().for_each(Side::remount),
         Then::Rotate => sides.iter_mut().for_each(Side::rotate),
