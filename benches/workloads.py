@@ -7,7 +7,7 @@ import shutil
 from common import TOP, drop_caches, fixture, progress, sh
 from contestants import LAMINA_MODES, USUAL
 
-WORK = os.path.join(TOP, "target/release/examples/bench-work")
+WORK = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(TOP, "target")), "release/examples/bench-work")
 
 
 class Target:
@@ -88,7 +88,7 @@ GIT_STATUS = inside(f"for i in 1 2 3 4 5; do {CHROOT} git -C /srv/repository sta
 DPKG = f"{CHROOT} sh -c 'dpkg --force-depends -i /srv/bench/debs/*.deb' > /dev/null 2>&1"
 LUA = "tar -xf srv/bench/lua.tar.gz -C srv; " + CHROOT + "make -s -j2 -C /srv/lua-5.4.4 linux > /dev/null 2>&1"
 PIP = (
-    CHROOT + "sh -c 'python3 /srv/bench/wheels/pip-*.whl/pip install -q --no-index --find-links /srv/bench/wheels "
+    CHROOT + "sh -c 'python3 $(ls /srv/bench/wheels/pip-*.whl)/pip install -q --no-index --find-links /srv/bench/wheels "
     "--target /srv/site django sqlalchemy requests sympy' 2>&1"
 )
 SQLITE = """

@@ -290,3 +290,67 @@ fn times_as_far_as_they_go_do_no_harm() {
     drop(there);
     mount.unmount();
 }
+
+/// Whether root lets FUSE use `io_uring`; set back when dropped.
+struct Enabled(String);
+
+impl Enabled {
+    const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+
+    fn set(enabled: bool) -> Option<Self> {
+        let before = fs::read_to_string(Self::SWITCH).ok()?;
+        fs::write(Self::SWITCH, if enabled { "Y" } else { "N" }).ok()?;
+        Some(Self(before))
+    }
+}
+
+impl Drop for Enabled {
+    fn drop(&mut self) {
+        fs::write(Self::SWITCH, &self.0).unwrap();
+    }
+}
+
+#[test]
+fn requests_come_by_io_uring_where_that_is_enabled() {
+    needs_root!();
+    let Some(_disabled) = Enabled::set(false) else {
+        return eprintln!("skipped: this kernel has no FUSE over io_uring");
+    };
+    let sandbox = Sandbox::new("transport");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let target = sandbox.dir("mnt");
+    let threads = |mount: &Path| {
+        let daemon = pid_of(&the_mount(&lamina, &sandbox)).as_raw_pid();
+        assert!(mount.join("dir/file").exists());
+        let names = fs::read_dir(format!("/proc/{daemon}/task")).unwrap();
+        let names =
+            names.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+        names.filter(|name| name.starts_with("fuse-0.")).count()
+    };
+
+    let words = ["mount", "--transport", "io-uring", "small"];
+    let words = words.iter().map(OsStr::new).chain([target.as_os_str()]);
+    let message = lamina.fails(1, words);
+    assert!(message.contains("enable_uring"), "{message}");
+    assert_eq!(mounted_type(&target), None);
+    let mount = lamina.mount(&["--rm", "--transport", "auto", "small"], &target);
+    assert_eq!(threads(&target), 0, "it is disabled");
+    mount.unmount();
+
+    let _enabled = Enabled::set(true);
+    for (transport, by_ring) in [("auto", true), ("io-uring", true), ("device", false)] {
+        let mount = lamina.mount(&["--rm", "--transport", transport, "small"], &target);
+        assert_eq!(threads(&target) > 0, by_ring, "{transport}");
+        // Larger than a request, and as many names as do not fit into one.
+        let data: Vec<u8> = (0..3_000_000_u32).map(|number| number as u8).collect();
+        fs::write(target.join("large"), &data).unwrap();
+        for number in 0..3000 {
+            fs::write(target.join(format!("dir/{number:0200}")), b"").unwrap();
+        }
+        std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        assert!(fs::read(target.join("large")).unwrap() == data);
+        assert_eq!(fs::read_dir(target.join("dir")).unwrap().count(), 3001);
+        mount.unmount();
+    }
+}
