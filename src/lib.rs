@@ -6,6 +6,7 @@
 pub mod attr;
 pub mod cli;
 pub mod commit;
+pub mod crew;
 pub mod error;
 pub mod fdcache;
 pub mod fuse;

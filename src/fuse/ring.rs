@@ -1,8 +1,8 @@
 //! Serving requests that arrive by `io_uring`.
 //!
-//! Each processor has a queue, and each queue a few threads that are bound to that processor. A thread
-//! has one request at a time, so a long copy-up holds up nobody else. What the kernel sends on no
-//! ring (that it forgets a node) still comes by the device.
+//! Each processor has a queue, and each queue a few threads that are bound to that processor, each with
+//! a ring for one request at a time. What the kernel sends on no ring (that it forgets a node) still
+//! comes by the device.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -12,11 +12,12 @@ use rustix::thread::CpuSet;
 use zerocopy::IntoBytes;
 
 use super::abi::OutHeader;
-use super::wire::{MAX_REQUEST, Request, Send, Serve};
+use super::wire::{MAX_REQUEST, Request, Send, Serve, hire, start};
+use crate::crew::Crew;
 use crate::stats::Stats;
 use crate::sys::fuse_ring::{Message, RingEntry, queues};
 
-/// Threads of each processor.
+/// Threads of each processor that are ready.
 const DEPTH: u16 = 2;
 
 /// Serves requests of all rings, and of the device, until the mount ends.
@@ -24,21 +25,31 @@ const DEPTH: u16 = 2;
 /// # Errors
 /// When the device cannot be read, or a thread cannot be started.
 pub fn run(device: &Arc<OwnedFd>, stats: &Stats, serve: &impl Serve) -> std::io::Result<()> {
+    let queues = queues();
+    let (crew, hired) = Crew::new(queues, usize::from(DEPTH));
+    let work = |queue| {
+        crew.join(queue);
+        work(device, queue, stats, serve).map_err(|errno| {
+            // A request that the kernel gives to a ring without a thread would never be answered.
+            tracing::error!("serving by io_uring ended: {errno}");
+            std::process::abort()
+        })
+    };
     std::thread::scope(|scope| {
-        for queue in 0..queues() {
+        for queue in 0..queues {
             for number in 0..DEPTH {
-                let thread = std::thread::Builder::new().name(format!("fuse-{queue}.{number}"));
-                thread.spawn_scoped(scope, move || {
-                    let ended = work(device, queue, stats, serve);
-                    // What is waited for at a ring that has no thread is never answered.
-                    if let Err(errno) = ended {
-                        tracing::error!("serving by io_uring ended: {errno}");
-                        std::process::abort();
-                    }
-                })?;
+                let name = format!("fuse-{queue}.{number}");
+                if let Err(error) = start(scope, name, queue, work) {
+                    // The kernel waits for a ring of each processor before it asks anything.
+                    tracing::error!("cannot start a thread for each processor: {error}");
+                    std::process::abort();
+                }
             }
         }
-        super::wire::work(device, stats, serve)
+        scope.spawn(move || hire(scope, &hired, work));
+        let result = super::wire::work(device, stats, serve);
+        crew.dismiss();
+        result
     })
 }
 

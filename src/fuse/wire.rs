@@ -3,6 +3,8 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -10,6 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::abi::{self, InHeader, OutHeader};
 use crate::attr::{Attr, Kind, Time};
+use crate::crew::Crew;
 use crate::lower::Number;
 use crate::stats::Stats;
 
@@ -163,7 +166,7 @@ pub trait Serve: Fn(Request<'_>, &mut Reply<'_>) + Sync {}
 
 impl<T: Fn(Request<'_>, &mut Reply<'_>) + Sync> Serve for T {}
 
-/// Serves requests with `threads` threads until the mount ends.
+/// Serves requests with `threads` threads, more while some are busy for long, until the mount ends.
 ///
 /// # Errors
 /// When the device cannot be read, or a thread cannot be started.
@@ -173,21 +176,52 @@ pub fn run(
     stats: &Stats,
     serve: &impl Serve,
 ) -> std::io::Result<()> {
-    let work = || work(device, stats, serve);
+    let (crew, hired) = Crew::new(1, threads);
+    let work = |_| {
+        crew.join(0);
+        work(device, stats, serve)
+    };
     std::thread::scope(|scope| {
-        let mut workers = Vec::with_capacity(threads);
         for number in 1..threads {
-            let thread = std::thread::Builder::new().name(format!("fuse-{number}"));
-            workers.push(thread.spawn_scoped(scope, work)?);
+            start(scope, format!("fuse-{number}"), 0, work)?;
         }
-        let mut result = work();
-        for worker in workers {
-            let ended = worker.join();
-            let ended = ended.unwrap_or_else(|_| Err(std::io::Error::other("a thread panicked")));
-            result = result.and(ended);
-        }
+        scope.spawn(move || hire(scope, &hired, work));
+        let result = work(0);
+        crew.dismiss();
         result
     })
+}
+
+/// Starts threads that are asked for until nobody asks any more.
+pub fn hire<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    hired: &Receiver<Option<u16>>,
+    work: impl Fn(u16) -> std::io::Result<()> + Copy + std::marker::Send + 'scope,
+) {
+    while let Ok(Some(post)) = hired.recv() {
+        if let Err(error) = start(scope, format!("fuse-{post}+"), post, work) {
+            tracing::warn!("cannot start one more thread: {error}");
+        }
+    }
+}
+
+/// Starts a thread at a post.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn start<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: String,
+    post: u16,
+    work: impl Fn(u16) -> std::io::Result<()> + std::marker::Send + 'scope,
+) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name(name);
+    let started = thread.spawn_scoped(scope, move || {
+        if let Err(error) = work(post) {
+            tracing::error!("a thread cannot serve requests any more: {error}");
+        }
+    });
+    started.map(drop)
 }
 
 /// Serves requests that are read from the device until the mount ends.

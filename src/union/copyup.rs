@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::node::{DirState, Node, NodeName};
 use super::{Union, attributes};
 use crate::attr::{Attr, Kind};
+use crate::crew::stand_in;
 use crate::error::{FsError, FsResult};
 use crate::lower::{Contents, LowerRef, Number};
 use crate::stats::Counter;
@@ -69,7 +70,12 @@ impl Union {
     /// Copies one node up whose parents are in the upper. `false` if it was renamed meanwhile
     /// and must be tried again.
     fn copy_up_one(&self, node: &Arc<Node>, keep: u64) -> FsResult<bool> {
-        let _copying = node.copy_up.lock();
+        let _copying = if let Some(guard) = node.copy_up.try_lock() {
+            guard
+        } else {
+            let _away = stand_in();
+            node.copy_up.lock()
+        };
         let lower = {
             let state = node.state.read();
             if state.upper.is_some() {
@@ -88,6 +94,7 @@ impl Union {
         }
         let upper = self.upper()?;
         let temp = upper.temp_name();
+        let _away = stand_in();
         let built = self.build_copy(upper, &temp, node, &lower, &attr, keep);
         let published = built.and_then(|(fd, mark)| self.publish_copy(node, &temp, fd, mark));
         if matches!(published, Ok(true)) {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::node::Node;
 use super::{Caller, SetAttr, Target, Union};
 use crate::attr::Kind;
+use crate::crew::stand_in;
 use crate::error::{FsError, FsResult};
 use crate::lower::{Contents, LowerRef, Number};
 use crate::sys;
@@ -169,6 +170,7 @@ impl Union {
     ) -> FsResult<usize> {
         let (node, target) = self.writable_file(to.0)?;
         let part = self.part(from.0)?;
+        let _away = stand_in();
         let (mut off_in, mut off_out) = (from.1, to.1);
         let copied = match self.part_contents(&part)? {
             Contents::File(source, _) => sys::retry(|| {
@@ -268,6 +270,7 @@ impl Union {
         if upper.is_volatile() || !node.has_upper() {
             return Ok(());
         }
+        let _away = stand_in();
         match node.kind {
             Kind::Dir => rfs::fsync(&*self.upper_dir(&node)?)?,
             Kind::File if data_only => rfs::fdatasync(&*self.upper_file(&node)?)?,

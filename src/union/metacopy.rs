@@ -14,6 +14,7 @@ use super::attributes::CAPABILITY;
 use super::node::LowerParts;
 use super::resolve::Steps;
 use crate::attr::Kind;
+use crate::crew::stand_in;
 use crate::error::{FsError, FsResult};
 use crate::lower::dir::DataPlace;
 use crate::lower::{Contents, LowerObject, LowerRef};
@@ -72,6 +73,7 @@ impl Union {
         }
         let upper = self.upper()?;
         // One at a time: whoever comes second must not write over what users have written since.
+        let _away = stand_in();
         let _completing = self.completing.lock();
         let entry = match upper.examine(dir.as_fd(), name)? {
             UpperFound::Object(entry) if entry.marks.metacopy => entry,

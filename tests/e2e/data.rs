@@ -10,10 +10,12 @@ use std::process::Command;
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::disk::Mounted;
-use crate::support::lamina::{Lamina, Mount};
+use crate::support::lamina::{Lamina, Mount, wait_until};
 use crate::support::layers::{archive_of, noise};
+use crate::support::listing::{pid_of, the_mount};
 use crate::support::raw::Mapping;
 use crate::support::sandbox::Sandbox;
 use crate::support::{needs_root, run};
@@ -331,4 +333,93 @@ fn data_is_shared_where_the_upper_can() {
     }
     assert!(fs::read(at("lower/large")).unwrap() == content);
     below.unmount();
+}
+
+/// Lets a stopped process go on, also when the test fails.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(process: Pid) -> Self {
+        kill_process(process, Signal::STOP).unwrap();
+        Self(process)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        kill_process(self.0, Signal::CONT).unwrap();
+    }
+}
+
+/// The lower is another mount, whose daemon is stopped while many files are copied up from it.
+#[test]
+fn copy_ups_that_take_long_hold_up_nobody_else() {
+    needs_root!();
+    long_copy_ups("device", 12);
+    // By io_uring, if that is enabled, as many as there are threads of one processor.
+    long_copy_ups("auto", 2);
+}
+
+fn long_copy_ups(transport: &str, files: usize) {
+    let sandbox = Sandbox::new("long");
+    let lamina = Lamina::new(&sandbox);
+    let dir = sandbox.dir("dir");
+    let data = noise(7, 3 << 20);
+    for number in 0..files {
+        fs::write(dir.join(format!("file{number}")), &data).unwrap();
+    }
+    fs::write(dir.join("small"), "small").unwrap();
+    let slow = lamina.mount(
+        &["--rm", "--io", "cached", "--lower", dir.to_str().unwrap()],
+        &sandbox.join("slow"),
+    );
+    let process = pid_of(&the_mount(&lamina, &sandbox));
+    let lower = slow.path().to_str().unwrap();
+    let mount = lamina.mount(
+        &["--rm", "--transport", transport, "--lower", lower],
+        &sandbox.join("mnt"),
+    );
+    let root = mount.path().to_owned();
+    for entry in fs::read_dir(&root).unwrap() {
+        assert!(entry.unwrap().metadata().unwrap().len() > 0);
+    }
+    assert_eq!(fs::read_to_string(root.join("small")).unwrap(), "small");
+    // What is in it need not be looked for in the lower.
+    let own = root.join("own");
+    fs::create_dir(&own).unwrap();
+    fs::write(own.join("new"), "new").unwrap();
+
+    let stopped = Stopped::new(process);
+    let writers: Vec<_> = (0..files)
+        .map(|number| {
+            let path = root.join(format!("file{number}"));
+            // Not a write, before which the kernel asks for capabilities, which is quick elsewhere.
+            std::thread::spawn(move || fs::set_permissions(path, Permissions::from_mode(0o600)))
+        })
+        .collect();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let others = std::thread::spawn(move || {
+        for number in 0..50 {
+            fs::write(own.join(format!("new{number}")), b"new").unwrap();
+        }
+        fs::rename(own.join("new"), own.join("renamed")).unwrap();
+        assert_eq!(fs::read_to_string(own.join("renamed")).unwrap(), "new");
+    });
+    wait_until("the others to finish", || others.is_finished());
+    assert!(
+        writers.iter().all(|writer| !writer.is_finished()),
+        "the lower was not slow"
+    );
+    drop(stopped);
+    others.join().unwrap();
+    for writer in writers {
+        writer.join().unwrap().unwrap();
+    }
+    for number in 0..files {
+        let path = root.join(format!("file{number}"));
+        assert!(fs::read(&path).unwrap() == data);
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+    }
+    mount.unmount();
+    slow.unmount();
 }
