@@ -226,6 +226,20 @@ impl Subject {
         self.union = Some(Union::open(&self.config).unwrap());
     }
 
+    /// The upper becomes the topmost lower.
+    fn rotate(&mut self) {
+        self.union = None;
+        let dirs = self.config.upper.as_mut().unwrap();
+        let old = dirs.upper.clone();
+        let count = self.config.lowers.len();
+        dirs.upper = old.with_file_name(format!("upper{count}"));
+        dirs.work = old.with_file_name(format!("work{count}"));
+        fs::create_dir(&dirs.upper).unwrap();
+        fs::create_dir(&dirs.work).unwrap();
+        self.config.lowers.insert(0, old);
+        self.union = Some(Union::open(&self.config).unwrap());
+    }
+
     fn find(&self, path: &str) -> Answer<Number> {
         let mut number = Number::ROOT;
         for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -306,6 +320,7 @@ enum Op {
     Rmdir(String),
     Rename(String, String, RenameMode),
     Remount,
+    Rotate,
 }
 
 impl Op {
@@ -333,14 +348,21 @@ impl Op {
             Self::Unlink(path) => model.remove(path, false),
             Self::Rmdir(path) => model.remove(path, true),
             Self::Rename(from, to, mode) => model.rename(from, to, *mode),
-            Self::Remount => Ok(()),
+            Self::Remount | Self::Rotate => Ok(()),
         }
     }
 
     fn on_union(&self, subject: &mut Subject) -> Answer<()> {
-        if matches!(self, Self::Remount) {
-            subject.remount();
-            return Ok(());
+        match self {
+            Self::Remount => {
+                subject.remount();
+                return Ok(());
+            }
+            Self::Rotate => {
+                subject.rotate();
+                return Ok(());
+            }
+            _ => {}
         }
         let subject = &*subject;
         let union = subject.union();
@@ -410,7 +432,7 @@ impl Op {
                 let (new_dir, new_name) = subject.parent(to)?;
                 answer(union.rename(dir, name, new_dir, new_name, *mode))
             }
-            Self::Remount => Ok(()),
+            Self::Remount | Self::Rotate => Ok(()),
         }
     }
 }
@@ -433,17 +455,18 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => paths().prop_map(Op::Symlink),
         2 => (paths(), 0..20u8, b'a'..=b'z').prop_map(|(path, at, byte)| Op::Write(path, at, byte)),
         1 => (paths(), 0..20u8).prop_map(|(path, size)| Op::Truncate(path, size)),
-        1 => (paths(), prop::sample::select(vec![0o600, 0o755, 0o4711])).prop_map(|(path, mode)| Op::Chmod(path, mode)),
+        3 => (paths(), prop::sample::select(vec![0o600, 0o755, 0o4711])).prop_map(|(path, mode)| Op::Chmod(path, mode)),
         2 => (paths(), paths()).prop_map(|(from, to)| Op::Link(from, to)),
         3 => paths().prop_map(Op::Unlink),
         2 => paths().prop_map(Op::Rmdir),
         6 => (paths(), paths(), mode).prop_map(|(from, to, mode)| Op::Rename(from, to, mode)),
         1 => Just(Op::Remount),
+        1 => Just(Op::Rotate),
     ]
 }
 
 /// A lower of two layers with the same start as the model's.
-fn start() -> (Model, Subject) {
+fn start(metacopy: bool) -> (Model, Subject) {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| -> PathBuf { dir.path().join(name) };
     for name in [
@@ -492,6 +515,7 @@ fn start() -> (Model, Subject) {
             upper: path("upper"),
             work: path("work"),
         }),
+        metacopy,
         ..Config::default()
     };
     let union = Some(Union::open(&config).unwrap());
@@ -509,8 +533,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_union_behaves_as_the_model(ops in prop::collection::vec(ops(), 1..60)) {
-        let (mut model, mut subject) = start();
+    fn the_union_behaves_as_the_model(
+        ops in prop::collection::vec(ops(), 1..60),
+        metacopy in any::<bool>(),
+    ) {
+        let (mut model, mut subject) = start(metacopy);
         prop_assert_eq!(model.tree(), subject.tree());
         for (at, op) in ops.iter().enumerate() {
             let expected = op.on_model(&mut model);

@@ -57,6 +57,16 @@ pub struct MountArgs {
     /// Never sync: faster, but the changes are lost if the machine stops
     #[arg(long)]
     volatile: bool,
+    /// Whether changing the mode, owner or times of a large file leaves its contents below, until
+    /// somebody writes to it. overlayfs then needs its own option metacopy=on to read the upper
+    #[arg(
+        long,
+        value_name = "on|off",
+        default_value = "on",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        action = clap::ArgAction::Set
+    )]
+    metacopy: bool,
     /// Stay in the foreground until it is unmounted
     #[arg(short, long)]
     foreground: bool,
@@ -208,6 +218,7 @@ impl MountArgs {
         let keeps_changes = self.upper.is_none() && !read_only;
         let mut config = Config {
             volatile: self.volatile,
+            metacopy: self.metacopy,
             ..Config::default()
         };
         for lower in &self.lowers {

@@ -1,8 +1,8 @@
 //! Thin helpers over system calls: what rustix has, in the shape the filesystem needs it.
 //!
 //! Everything works on descriptors and single names, so that no path is too long and no symbolic
-//! link is followed. A descriptor opened with `O_PATH` can be used wherever a path is needed
-//! through `/proc/self/fd`.
+//! link is followed. Where the system wants a descriptor that is open for something, one opened with
+//! `O_PATH` goes by its path in `/proc/self/fd`, which takes longer.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -95,40 +95,45 @@ pub fn retry<T>(mut call: impl FnMut() -> SysResult<T>) -> SysResult<T> {
 /// The value of an extended attribute of any object, `None` if it has none of that name or its
 /// filesystem has none at all.
 pub fn get_xattr(fd: BorrowedFd<'_>, name: &[u8]) -> SysResult<Option<Vec<u8>>> {
-    let path = proc_path(fd);
-    let mut value = Vec::with_capacity(256);
+    let mut value = vec![0; 256];
     loop {
-        match rfs::getxattr(
-            path.as_str(),
-            name,
-            rustix::buffer::spare_capacity(&mut value),
-        ) {
-            Ok(_) => return Ok(Some(value)),
+        match read_xattr(fd, name, &mut value) {
+            Ok(size) => {
+                value.truncate(size);
+                return Ok(Some(value));
+            }
             Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
             // Whoever may not read it may still know that it is not there.
             Err(Errno::ACCESS) if !list_xattrs(fd)?.iter().any(|known| known == name) => {
                 return Ok(None);
             }
             Err(Errno::RANGE) => {
-                let size = rfs::getxattr(path.as_str(), name, &mut [0u8; 0][..])?;
-                value.reserve(size.max(value.capacity() * 2));
+                let size = read_xattr(fd, name, &mut [])?;
+                value.resize(size.max(value.len() * 2), 0);
             }
             Err(errno) => return Err(errno),
         }
     }
 }
 
+fn read_xattr(fd: BorrowedFd<'_>, name: &[u8], into: &mut [u8]) -> SysResult<usize> {
+    match rfs::fgetxattr(fd, name, &mut *into) {
+        Err(Errno::BADF) => rfs::getxattr(proc_path(fd), name, into),
+        result => result,
+    }
+}
+
 /// The names of all extended attributes of an object, none if its filesystem has none.
 pub fn list_xattrs(fd: BorrowedFd<'_>) -> SysResult<Vec<Vec<u8>>> {
-    let path = proc_path(fd);
-    let mut names: Vec<u8> = Vec::with_capacity(1024);
+    let mut names = vec![0; 1024];
     loop {
-        match rfs::listxattr(path.as_str(), rustix::buffer::spare_capacity(&mut names)) {
-            Ok(_) => break,
-            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-            Err(Errno::RANGE) if names.capacity() < 1 << 20 => {
-                names.reserve(names.capacity() * 2);
+        match read_xattr_names(fd, &mut names) {
+            Ok(size) => {
+                names.truncate(size);
+                break;
             }
+            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+            Err(Errno::RANGE) if names.len() < 1 << 20 => names.resize(names.len() * 2, 0),
             Err(errno) => return Err(errno),
         }
     }
@@ -139,6 +144,13 @@ pub fn list_xattrs(fd: BorrowedFd<'_>) -> SysResult<Vec<Vec<u8>>> {
         .collect())
 }
 
+fn read_xattr_names(fd: BorrowedFd<'_>, into: &mut [u8]) -> SysResult<usize> {
+    match rfs::flistxattr(fd, &mut *into) {
+        Err(Errno::BADF) => rfs::listxattr(proc_path(fd), into),
+        result => result,
+    }
+}
+
 /// Sets an extended attribute of any object.
 pub fn set_xattr(
     fd: BorrowedFd<'_>,
@@ -146,17 +158,27 @@ pub fn set_xattr(
     value: &[u8],
     flags: XattrFlags,
 ) -> SysResult<()> {
-    rfs::setxattr(proc_path(fd).as_str(), name, value, flags)
+    match rfs::fsetxattr(fd, name, value, flags) {
+        Err(Errno::BADF) => rfs::setxattr(proc_path(fd), name, value, flags),
+        result => result,
+    }
 }
 
 /// Removes an extended attribute of any object.
 pub fn remove_xattr(fd: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
-    rfs::removexattr(proc_path(fd).as_str(), name)
+    match rfs::fremovexattr(fd, name) {
+        Err(Errno::BADF) => rfs::removexattr(proc_path(fd), name),
+        result => result,
+    }
 }
 
 /// Changes the permission bits of any object but a symbolic link.
 pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> SysResult<()> {
-    rfs::chmod(proc_path(fd).as_str(), Mode::from_raw_mode(mode & 0o7777))
+    let mode = Mode::from_raw_mode(mode & 0o7777);
+    match rfs::fchmod(fd, mode) {
+        Err(Errno::BADF) => rfs::chmod(proc_path(fd), mode),
+        result => result,
+    }
 }
 
 /// Changes owner and group of any object; `None` leaves one as it is.
@@ -168,16 +190,14 @@ pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> SysResul
 
 /// Sets access and modification time of any object.
 pub fn set_times(fd: BorrowedFd<'_>, times: &rfs::Timestamps) -> SysResult<()> {
-    rfs::utimensat(CWD, proc_path(fd).as_str(), times, AtFlags::empty())
+    rfs::utimensat(fd, "", times, AtFlags::EMPTY_PATH)
 }
 
-/// Gives the object of a descriptor one more name.
+/// Gives the object of a descriptor one more name, or the first.
 pub fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
-    rfs::linkat(
-        CWD,
-        proc_path(fd).as_str(),
-        dir,
-        name,
-        AtFlags::SYMLINK_FOLLOW,
-    )
+    match rfs::linkat(fd, "", dir, name, AtFlags::EMPTY_PATH) {
+        // Also for want of privileges.
+        Err(Errno::NOENT) => rfs::linkat(CWD, proc_path(fd), dir, name, AtFlags::SYMLINK_FOLLOW),
+        result => result,
+    }
 }

@@ -145,6 +145,11 @@ impl Union {
         attr.ino = node.number.0;
         let (merged, deleted) = {
             let state = node.state.read();
+            if node.kind == Kind::File
+                && let Some(lower) = state.contents_below()
+            {
+                attr.blocks = self.lowers.attr(lower)?.blocks;
+            }
             let nameless = state.names.is_empty() && node.number != Number::ROOT;
             (
                 state.is_merged(),
@@ -240,8 +245,11 @@ impl Union {
                 return Ok(attr);
             }
         }
-        // Data that is about to be cut off need not be copied.
-        self.copy_up_keeping(&node, set.size.unwrap_or(u64::MAX))?;
+        match set.size {
+            // Data that is about to be cut off need not be copied.
+            Some(size) if node.kind == Kind::File => self.copy_up_contents(&node, size)?,
+            _ => self.copy_up(&node)?,
+        }
         if let Some(size) = set.size {
             let file = self.upper_file(&node)?;
             sys::retry(|| rfs::ftruncate(&*file, size))?;

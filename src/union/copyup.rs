@@ -4,6 +4,9 @@
 //! only the node's `copy_up` mutex is held, so nobody who works on other files waits; the name is
 //! looked at again before the copy is published, since it may have been renamed or deleted.
 //!
+//! For what changes no contents (`chmod`, `rename`), a large file's contents stay where they are
+//! (`metacopy.rs`).
+//!
 //! A lower file with several names is copied once, and all names that are still visible become
 //! links to the copy, so that hard links survive and link counts are the upper filesystem's own.
 
@@ -13,6 +16,7 @@ use std::sync::Arc;
 use rustix::fs::{self as rfs, AtFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
+use super::descriptors::FdKey;
 use super::node::{DirState, Node, NodeName};
 use super::{Union, attributes};
 use crate::attr::{Attr, Kind};
@@ -20,30 +24,51 @@ use crate::crew::stand_in;
 use crate::error::{FsError, FsResult};
 use crate::lower::{Contents, LowerRef, Number};
 use crate::stats::Counter;
-use crate::sync::RwLockWriteGuard;
+use crate::sync::{MutexGuard, RwLockWriteGuard};
 use crate::sys;
 use crate::upper::Upper;
 use crate::upper::build::{NewFd, NewObject};
-use crate::upper::mark::{NodeMark, Origin};
+use crate::upper::mark::Origin;
 
 /// How often a node may be renamed while we copy it before we give up.
 const ATTEMPTS: usize = 64;
 
-impl Union {
-    /// Makes sure that a node has a part in the upper.
-    pub(super) fn copy_up(&self, node: &Arc<Node>) -> FsResult<()> {
-        self.copy_up_keeping(node, u64::MAX)
-    }
+/// What is to be changed of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Attributes or names.
+    Attributes,
+    /// A file's contents, of which no more than this many first bytes are needed.
+    Contents(u64),
+}
 
-    /// As [`Union::copy_up`]; of a file's contents only the first `keep` bytes are wanted.
-    pub(super) fn copy_up_keeping(&self, node: &Arc<Node>, keep: u64) -> FsResult<()> {
+impl Union {
+    /// Makes sure that a node has a part in the upper. It may be without a file's contents.
+    pub(super) fn copy_up(&self, node: &Arc<Node>) -> FsResult<()> {
         if node.has_upper() {
             return Ok(());
         }
+        self.copy_up_for(node, Wanted::Attributes)
+    }
+
+    /// Makes sure that a file has its contents in the upper, of which only the first `keep` bytes are
+    /// wanted.
+    pub(super) fn copy_up_contents(&self, node: &Arc<Node>, keep: u64) -> FsResult<()> {
+        if !node.has_upper() {
+            self.copy_up_for(node, Wanted::Contents(keep))?;
+        }
+        if node.lacks_contents() {
+            let _copying = lock_copying(node);
+            self.complete(node, keep)?;
+        }
+        Ok(())
+    }
+
+    fn copy_up_for(&self, node: &Arc<Node>, wanted: Wanted) -> FsResult<()> {
         self.upper()?;
         for _ in 0..ATTEMPTS {
             self.with_room(|| self.copy_up_parents(node))?;
-            if self.with_room(|| self.copy_up_one(node, keep))? {
+            if self.with_room(|| self.copy_up_one(node, wanted))? {
                 return Ok(());
             }
         }
@@ -62,20 +87,15 @@ impl Union {
             chain.push(parent);
         }
         while let Some(dir) = chain.pop() {
-            self.copy_up_one(&dir, 0)?;
+            self.copy_up_one(&dir, Wanted::Attributes)?;
         }
         Ok(())
     }
 
     /// Copies one node up whose parents are in the upper. `false` if it was renamed meanwhile
     /// and must be tried again.
-    fn copy_up_one(&self, node: &Arc<Node>, keep: u64) -> FsResult<bool> {
-        let _copying = if let Some(guard) = node.copy_up.try_lock() {
-            guard
-        } else {
-            let _away = stand_in();
-            node.copy_up.lock()
-        };
+    fn copy_up_one(&self, node: &Arc<Node>, wanted: Wanted) -> FsResult<bool> {
+        let _copying = lock_copying(node);
         let lower = {
             let state = node.state.read();
             if state.upper.is_some() {
@@ -93,28 +113,38 @@ impl Union {
             return Ok(false);
         }
         let upper = self.upper()?;
-        let temp = upper.temp_name();
-        let _away = stand_in();
-        let built = self.build_copy(upper, &temp, node, &lower, &attr, keep);
-        let published = built.and_then(|(fd, mark)| self.publish_copy(node, &temp, fd, mark));
+        let attributes_alone = self.leaves_contents(upper, &attr, wanted);
+        // What takes long is copying contents, and waiting for the disk to have them.
+        let _away = (node.kind == Kind::File && !attributes_alone).then(stand_in);
+        let keep = match wanted {
+            _ if attributes_alone => None,
+            Wanted::Attributes => Some(u64::MAX),
+            Wanted::Contents(keep) => Some(keep),
+        };
+        let mut temp = None;
+        let built = self.build_copy(upper, &mut temp, node, &lower, &attr, keep);
+        let published =
+            built.and_then(|built| self.publish_copy(node, temp.as_deref(), built, keep));
         if matches!(published, Ok(true)) {
             self.stats.add(Counter::CopyUps, 1);
-        } else {
+        } else if let Some(temp) = temp {
             upper.discard(&temp);
         }
         published
     }
 
-    /// Builds the copy of a lower object in the work directory.
+    /// Builds the copy of a lower object: of a file's contents the first `keep` bytes, or only their
+    /// size. A file has no name yet, if the upper's filesystem can do that; all else is called `temp`
+    /// in the work directory.
     fn build_copy(
         &self,
         upper: &Upper,
-        temp: &[u8],
+        temp: &mut Option<Vec<u8>>,
         node: &Node,
         lower: &LowerRef,
         attr: &Attr,
-        keep: u64,
-    ) -> FsResult<(OwnedFd, NodeMark)> {
+        keep: Option<u64>,
+    ) -> FsResult<NewFd> {
         let target = match node.kind {
             Kind::Symlink => self.lowers.readlink(lower)?.into_owned(),
             _ => Vec::new(),
@@ -127,19 +157,36 @@ impl Union {
             rdev: attr.rdev,
             target: &target,
         };
-        let NewFd { fd, mut mark, .. } = upper.build(upper.work(), temp, &object)?;
+        let NewFd {
+            fd,
+            attr: built,
+            mut mark,
+        } = match node.kind {
+            Kind::File => upper.build_nameless(upper.work(), &object),
+            _ => Err(Errno::OPNOTSUPP),
+        }
+        .or_else(|errno| match errno {
+            Errno::OPNOTSUPP | Errno::ISDIR => {
+                upper.build(upper.work(), temp.insert(upper.temp_name()), &object)
+            }
+            _ => Err(errno),
+        })?;
         if node.kind == Kind::File {
-            self.copy_data(upper, &fd, lower, keep)?;
+            match keep {
+                Some(keep) => self.copy_data(upper, &fd, lower, keep)?,
+                None => {
+                    sys::retry(|| rfs::ftruncate(&fd, attr.size))?;
+                    upper.namespace().set_metacopy(fd.as_fd())?;
+                }
+            }
         }
         if self.copy_xattrs(upper, &fd, lower)? && !upper.is_privileged() {
             let mode = sys::stat_fd(&fd)?.mode;
             upper.set_mode(fd.as_fd(), node.kind, mode, &mut mark)?;
         }
-        if node.kind != Kind::Dir {
-            mark.origin = Some(Origin {
-                tag: self.tag.clone(),
-                number: node.number,
-            });
+        // A directory, and a file with its contents below, are known by what is below.
+        if node.kind != Kind::Dir && keep.is_some() {
+            mark.origin = Some(self.origin(node));
         }
         match upper.namespace().write_node(fd.as_fd(), &mark) {
             // Users' marks are not possible on such objects: their number lasts for this mount.
@@ -151,7 +198,19 @@ impl Union {
             last_modification: Timespec::from(attr.mtime),
         };
         sys::set_times(fd.as_fd(), &times)?;
-        Ok((fd, mark))
+        Ok(NewFd {
+            fd,
+            attr: built,
+            mark,
+        })
+    }
+
+    /// What keeps a node's number when nothing below tells it any more.
+    pub(super) fn origin(&self, node: &Node) -> Origin {
+        Origin {
+            tag: self.tag.clone(),
+            number: node.number,
+        }
     }
 
     fn copy_data(&self, upper: &Upper, to: &OwnedFd, lower: &LowerRef, keep: u64) -> FsResult<()> {
@@ -194,12 +253,13 @@ impl Union {
     fn publish_copy(
         &self,
         node: &Arc<Node>,
-        temp: &[u8],
-        fd: OwnedFd,
-        mark: NodeMark,
+        temp: Option<&[u8]>,
+        built: NewFd,
+        keep: Option<u64>,
     ) -> FsResult<bool> {
         let upper = self.upper()?;
-        let ino = sys::stat_fd(&fd)?.ino;
+        let NewFd { fd, attr, mark } = built;
+        let fd = Arc::new(fd);
         let names = node.state.read().names.clone();
         let parents = distinct_parents(&names);
         let guards: Vec<RwLockWriteGuard<'_, DirState>> = parents
@@ -212,20 +272,25 @@ impl Union {
         }
         if names.is_empty() {
             // Deleted while it was copied: the copy has no name either.
-            let removed = match node.kind {
-                Kind::Dir => rfs::unlinkat(upper.work(), temp, AtFlags::REMOVEDIR),
-                _ => rfs::unlinkat(upper.work(), temp, AtFlags::empty()),
-            };
-            removed?;
-            state.pinned = Some(Arc::new(fd));
+            match (temp, node.kind) {
+                (None, _) => {}
+                (Some(temp), Kind::Dir) => {
+                    rfs::unlinkat(upper.work(), temp, AtFlags::REMOVEDIR)?;
+                }
+                (Some(temp), _) => rfs::unlinkat(upper.work(), temp, AtFlags::empty())?,
+            }
+            state.pinned = Some(fd);
         } else {
             drop(state);
             self.place_copy(temp, &fd, &names)?;
+            if node.kind == Kind::File {
+                self.fds.insert(FdKey::file(node.number), &fd);
+            }
             state = node.state.write();
         }
-        state.upper = Some(ino);
+        state.upper = Some(attr.ino);
         state.mark = mark;
-        if node.kind != Kind::Dir {
+        if node.kind != Kind::Dir && keep.is_some() {
             state.lowers.clear();
         }
         drop(state);
@@ -234,16 +299,17 @@ impl Union {
     }
 
     /// Gives a finished copy all its names; all or none.
-    fn place_copy(&self, temp: &[u8], fd: &OwnedFd, names: &[NodeName]) -> FsResult<()> {
+    fn place_copy(&self, temp: Option<&[u8]>, fd: &OwnedFd, names: &[NodeName]) -> FsResult<()> {
         let upper = self.upper()?;
         let mut linked: Vec<(Arc<OwnedFd>, &[u8])> = Vec::new();
         let placed = (|| {
-            for NodeName { parent, name } in names.iter().skip(1) {
+            // The one with a temporary name gets its first by a rename.
+            for NodeName { parent, name } in names.iter().skip(usize::from(temp.is_some())) {
                 let dir = self.upper_dir(parent)?;
                 keeping_mtime(&dir, || sys::link_fd(fd.as_fd(), dir.as_fd(), name))?;
                 linked.push((dir, name));
             }
-            let Some(NodeName { parent, name }) = names.first() else {
+            let (Some(NodeName { parent, name }), Some(temp)) = (names.first(), temp) else {
                 return Ok(());
             };
             let dir = self.upper_dir(parent)?;
@@ -282,7 +348,7 @@ impl Union {
 
     fn copy_up_parent_chain(&self, dir: &Arc<Node>) -> FsResult<()> {
         self.copy_up_parents(dir)?;
-        self.copy_up_one(dir, 0).map(|_| ())
+        self.copy_up_one(dir, Wanted::Attributes).map(|_| ())
     }
 
     /// The directory of a lower path as it is now in the union, and the name in it, if that still
@@ -306,6 +372,15 @@ impl Union {
         let same = found.is_some_and(|found| self.number_of(&found) == number);
         Ok(same.then(|| (dir, name.to_vec())))
     }
+}
+
+/// Held by who copies a node up, or gives it its contents.
+fn lock_copying(node: &Node) -> MutexGuard<'_, ()> {
+    if let Some(guard) = node.copy_up.try_lock() {
+        return guard;
+    }
+    let _away = stand_in();
+    node.copy_up.lock()
 }
 
 /// The parents of some names in the order in which their locks are taken, each once.

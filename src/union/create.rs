@@ -279,6 +279,7 @@ impl Union {
         let mut entries = dir.entries.write();
         let place = self.place_for(&dir, name)?;
         let fd = self.upper_dir(&dir)?;
+        self.mark_moved_file(&node)?;
         let handle = self.upper_handle(&node)?;
         let linked = match place {
             Place::Free => sys::link_fd(handle.as_fd(), fd.as_fd(), name),

@@ -14,7 +14,7 @@ use super::node::Node;
 use super::{Caller, SetAttr, Target, Union};
 use crate::attr::Kind;
 use crate::crew::stand_in;
-use crate::error::{FsError, FsResult};
+use crate::error::FsResult;
 use crate::lower::{Contents, LowerRef, Number};
 use crate::sys;
 
@@ -91,11 +91,7 @@ impl Union {
     ) -> FsResult<T> {
         check_file(node)?;
         let state = node.state.read();
-        if state.upper.is_none() {
-            let lower = state
-                .lowers
-                .first()
-                .ok_or_else(|| FsError::from(Errno::STALE))?;
+        if let Some(lower) = state.contents_below() {
             return read_contents(self.lowers.contents(lower)?, offset, size, buffer, give);
         }
         drop(state);
@@ -129,7 +125,7 @@ impl Union {
         self.upper()?;
         let node = self.touch(number)?;
         check_file(&node)?;
-        self.copy_up(&node)?;
+        self.copy_up_contents(&node, u64::MAX)?;
         let file = self.upper_file(&node)?;
         Ok((node, file))
     }
@@ -196,13 +192,7 @@ impl Union {
             Target::Node(node) => node,
         };
         check_file(&node)?;
-        let lower = {
-            let state = node.state.read();
-            match state.upper {
-                Some(_) => None,
-                None => state.lowers.first().cloned(),
-            }
-        };
+        let lower = node.state.read().contents_below().cloned();
         Ok(lower.map_or(Part::Upper(node), Part::Lower))
     }
 

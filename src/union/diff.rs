@@ -183,7 +183,7 @@ impl Union {
         let merged_here = is_dir && lower_dir.as_ref() == Some(&resolved.lowers);
         let moved = is_dir && !merged_here && !resolved.lowers.is_empty();
         let hides = is_dir && !merged_here;
-        let node = self.intern(dir, name, resolved, false);
+        let node = self.intern(dir, name, resolved, false)?;
         let attr = self.node_attr(&node)?;
         let link_to = first_path(seen, &attr, &path);
         visit(object(path.clone(), attr, replaces, link_to))?;

@@ -9,7 +9,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lamina_layers::digest::{ChainId, DiffId};
@@ -79,6 +79,9 @@ pub struct Config {
     pub upper: Option<UpperDirs>,
     /// Skip all syncing; the upper is lost if the machine stops.
     pub volatile: bool,
+    /// Copy attributes up without contents where these are not changed, as overlayfs's option
+    /// `metacopy` does. Not where the upper has marks of users.
+    pub metacopy: bool,
 }
 
 /// Why a union cannot be made.
@@ -136,8 +139,10 @@ pub struct Union {
     moved: moved::MovedDirs,
     /// Whether a last name went since somebody last waited for its space in vain.
     freed: AtomicBool,
-    /// Held while a file of the upper is given the data that it lacks; a leaf.
-    completing: crate::sync::Mutex<()>,
+    /// Whether files are copied up without their contents where these are not changed.
+    metacopy: bool,
+    /// How often a file of the upper was given the contents that it lacked.
+    completions: AtomicU64,
     /// Tells this stack of layers from another in the marks of copied-up files.
     tag: String,
     /// Whom files of an image belong to that belong to root in it: this process's own ids where
@@ -205,7 +210,8 @@ impl Union {
             stats,
             moved: moved::MovedDirs::default(),
             freed: AtomicBool::new(false),
-            completing: crate::sync::Mutex::new(()),
+            metacopy: config.metacopy,
+            completions: AtomicU64::new(0),
             tag,
             root_ids,
         })
@@ -347,6 +353,8 @@ fn tag_of(config: &Config) -> String {
         Some(chain) => chain.0.hex(),
         None => "dirs".to_owned(),
     };
-    tag.truncate(16);
+    // With the mark of a file without contents, it just fits into an inode of ext4: an xattr block
+    // for each file would cost more than all the rest.
+    tag.truncate(12);
     tag
 }

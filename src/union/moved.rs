@@ -80,7 +80,7 @@ impl Union {
                     Some(found)
                         if found.kind == Kind::Dir && self.is_at(&found.lowers, &above)? =>
                     {
-                        Some(self.intern(&dir, name, found, false))
+                        Some(self.intern(&dir, name, found, false)?)
                     }
                     _ => None,
                 }
@@ -135,7 +135,7 @@ impl Union {
                     let Some(found) = self.resolve(&dir, &name)? else {
                         continue;
                     };
-                    self.intern(&dir, &name, found, false)
+                    self.intern(&dir, &name, found, false)?
                 };
                 let redirect = upper
                     .namespace()

@@ -102,8 +102,8 @@ pub struct NodeName {
 pub struct State {
     /// Inode number in the upper's filesystem, if it has a part there.
     pub upper: Option<u64>,
-    /// Its parts in the lowers: all that are merged for a directory, else the one that is seen or
-    /// was copied up.
+    /// Its parts in the lowers: all that are merged for a directory, else the one that is seen. Of a
+    /// regular file, the one that has its contents, also when its attributes are in the upper.
     pub lowers: LowerParts,
     /// The names known so far. Others may exist; none means that it is deleted or that those
     /// known are.
@@ -117,6 +117,11 @@ pub struct State {
 }
 
 impl State {
+    /// The part of a lower that has a regular file's contents; `None` if the upper has them.
+    pub fn contents_below(&self) -> Option<&LowerRef> {
+        self.lowers.first()
+    }
+
     /// Whether it is a directory with parts both above and below, or with several below.
     pub fn is_merged(&self) -> bool {
         self.lowers.len() + usize::from(self.upper.is_some()) > 1
@@ -178,6 +183,12 @@ impl Node {
     /// Whether it has a part in the upper.
     pub fn has_upper(&self) -> bool {
         self.state.read().upper.is_some()
+    }
+
+    /// Whether it is a regular file of which the upper has the attributes alone.
+    pub fn lacks_contents(&self) -> bool {
+        let state = self.state.read();
+        self.kind == Kind::File && state.upper.is_some() && state.contents_below().is_some()
     }
 
     /// Some name of it.

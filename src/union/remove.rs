@@ -32,12 +32,12 @@ impl Union {
             if resolved.upper.is_some() || !self.has_links(&resolved)? {
                 break (entries, resolved);
             }
-            let node = self.intern(&dir, name, resolved, false);
+            let node = self.intern(&dir, name, resolved, false)?;
             drop(entries);
             self.copy_up(&node)?;
         };
         let in_upper = resolved.upper.is_some();
-        let node = self.intern(&dir, name, resolved, false);
+        let node = self.intern(&dir, name, resolved, false)?;
         let fd = self.upper_dir(&dir)?;
         let upper = self.upper()?;
         if in_upper {
@@ -92,7 +92,7 @@ impl Union {
         if resolved.kind != Kind::Dir {
             return Err(Errno::NOTDIR.into());
         }
-        Ok(self.intern(dir, name, resolved, false))
+        self.intern(dir, name, resolved, false)
     }
 
     /// Removes a directory in which nothing is visible. The caller holds both `entries`.

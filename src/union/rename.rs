@@ -131,11 +131,14 @@ impl Union {
             found => found,
         };
         let plan = Plan {
-            source: self.intern(from.dir, from.name, source, false),
-            target: target.map(|found| Target {
-                node: self.intern(to.dir, to.name, found, false),
-                in_upper: true,
-            }),
+            source: self.intern(from.dir, from.name, source, false)?,
+            target: match target {
+                Some(found) => Some(Target {
+                    node: self.intern(to.dir, to.name, found, false)?,
+                    in_upper: true,
+                }),
+                None => None,
+            },
         };
         let is_same = |target: &Target| Arc::ptr_eq(&target.node, &plan.source);
         if !plan.target.as_ref().is_some_and(is_same) {
@@ -153,7 +156,7 @@ impl Union {
             let _entries = from.dir.entries.read();
             let found = self.resolve(from.dir, from.name)?;
             let found = found.ok_or_else(|| FsError::from(Errno::NOENT))?;
-            self.intern(from.dir, from.name, found, false)
+            self.intern(from.dir, from.name, found, false)?
         };
         let (target, shared) = {
             let _entries = to.dir.entries.read();
@@ -161,7 +164,7 @@ impl Union {
                 Some(found) => {
                     let in_upper = found.upper.is_some();
                     let shared = found.kind != Kind::Dir && !in_upper && self.has_links(&found)?;
-                    let node = self.intern(to.dir, to.name, found, false);
+                    let node = self.intern(to.dir, to.name, found, false)?;
                     (Some(Target { node, in_upper }), shared)
                 }
                 None => (None, false),
@@ -281,7 +284,7 @@ impl Union {
     ) -> FsResult<()> {
         let from_fd = self.upper_dir(from.dir)?;
         let to_fd = self.upper_dir(to.dir)?;
-        self.mark_moved_dir(&plan.source, to)?;
+        self.mark_moved(&plan.source, to)?;
         if let Some(target) = &plan.target
             && target_in_upper
             && target.node.state.read().names.len() <= 1
@@ -376,8 +379,8 @@ impl Union {
         let source = &plan.source;
         let from_fd = self.upper_dir(from.dir)?;
         let to_fd = self.upper_dir(to.dir)?;
-        self.mark_moved_dir(source, to)?;
-        self.mark_moved_dir(target, from)?;
+        self.mark_moved(source, to)?;
+        self.mark_moved(target, from)?;
         source.add_second_name(to.dir, to.name);
         target.add_second_name(from.dir, from.name);
         let swapped = rfs::renameat_with(
@@ -401,13 +404,15 @@ impl Union {
         Ok(())
     }
 
-    /// Marks a directory that is about to get a new name: where its lower parts are, or that it
-    /// has none though the lowers may have something under the new name.
-    fn mark_moved_dir(&self, node: &Arc<Node>, to: Place<'_>) -> FsResult<()> {
-        if node.kind != Kind::Dir {
-            return Ok(());
-        }
+    /// Marks an object that is about to get a new name: where its lower parts are, or for a directory
+    /// that it has none though the lowers may have something under the new name.
+    fn mark_moved(&self, node: &Arc<Node>, to: Place<'_>) -> FsResult<()> {
         let namespace = self.upper()?.namespace();
+        match node.kind {
+            Kind::Dir => {}
+            Kind::File => return self.mark_moved_file(node),
+            _ => return Ok(()),
+        }
         let dir = self.upper_dir(node)?;
         let has_lowers = !node.state.read().lowers.is_empty();
         if has_lowers {
@@ -423,9 +428,26 @@ impl Union {
         Ok(())
     }
 
-    /// Where the lower parts of a directory are in the lowers merged, which need not be where each
-    /// layer has them: a layer may have moved what is below it. Starts with a slash. The directory
-    /// is in the upper.
+    /// Marks a file that is about to get another name with where its contents are, if it has none of
+    /// its own.
+    pub(super) fn mark_moved_file(&self, node: &Arc<Node>) -> FsResult<()> {
+        if !node.lacks_contents() {
+            return Ok(());
+        }
+        let path = self.path_in_lowers(node)?;
+        if path.is_empty() || path.len() > REDIRECT_MAX {
+            return self.copy_up_contents(node, u64::MAX);
+        }
+        let handle = self.upper_handle(node)?;
+        Ok(self
+            .upper()?
+            .namespace()
+            .set_redirect(handle.as_fd(), &path)?)
+    }
+
+    /// Where the lower parts of a directory, or the contents of a file, are in the lowers merged,
+    /// which need not be where each layer has them: a layer may have moved what is below it. Starts
+    /// with a slash. The object is in the upper.
     fn path_in_lowers(&self, node: &Arc<Node>) -> FsResult<Vec<u8>> {
         let namespace = self.upper()?.namespace();
         let mut names = Vec::new();
@@ -434,7 +456,7 @@ impl Union {
             let Some(NodeName { parent, name }) = at.any_name() else {
                 break Vec::new(); // the root
             };
-            match namespace.redirect(self.upper_dir(&at)?.as_fd())? {
+            match namespace.redirect(self.upper_handle(&at)?.as_fd())? {
                 Some(path) if path.first() == Some(&b'/') => break path,
                 Some(other_name) => names.push(other_name),
                 None => names.push(name.to_vec()),

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use lamina_layers::index::Ino;
 use rustix::io::Errno;
@@ -24,8 +25,11 @@ pub(super) struct Resolved {
     pub kind: Kind,
     /// The entry in the upper, if there is one.
     pub upper: Option<UpperEntry>,
-    /// The parts in the lowers that are seen (merged, for a directory).
+    /// The parts in the lowers that are seen (merged, for a directory); for a file of the upper, the
+    /// one that has its contents if it has none itself.
     pub lowers: LowerParts,
+    /// How often files had been completed before this was looked at.
+    pub completions: u64,
 }
 
 /// What the upper has under a name, whether or not it can be seen.
@@ -138,6 +142,7 @@ impl Union {
         if dead {
             return Ok(None);
         }
+        let completions = self.completions.load(Ordering::SeqCst);
         if has_upper && let Some(upper) = &self.upper {
             let fd = self.upper_dir(dir)?;
             let found = match sys::find_at(&*fd, name)? {
@@ -153,13 +158,17 @@ impl Union {
                 UpperFound::Nothing => {}
                 UpperFound::Whiteout => return Ok(None),
                 UpperFound::Object(entry) => {
-                    let entry = self.completed(&fd, name, entry, &lowers)?;
                     let kind = entry.attr.kind();
-                    let lowers = self.lowers_under(&entry, &lowers, name)?;
+                    let lowers = match kind {
+                        Kind::Dir => self.lowers_under(&entry, &lowers, name)?,
+                        Kind::File => self.contents_under(&entry, &lowers, name)?,
+                        _ => LowerParts::new(),
+                    };
                     return Ok(Some(Resolved {
                         kind,
                         upper: Some(entry),
                         lowers,
+                        completions,
                     }));
                 }
             }
@@ -184,6 +193,7 @@ impl Union {
             kind: node.kind,
             upper: Some(entry),
             lowers: LowerParts::new(),
+            completions: 0,
         })
     }
 
@@ -194,7 +204,7 @@ impl Union {
         parent: &LowerParts,
         name: &[u8],
     ) -> FsResult<LowerParts> {
-        if entry.attr.kind() != Kind::Dir || entry.marks.opaque {
+        if entry.marks.opaque {
             return Ok(LowerParts::new());
         }
         let found = self.resolve_marked(entry, parent, name)?;
@@ -293,6 +303,7 @@ impl Union {
                             kind,
                             upper: None,
                             lowers,
+                            completions: 0,
                         }));
                     }
                     break;
@@ -310,6 +321,7 @@ impl Union {
             kind: Kind::Dir,
             upper: None,
             lowers,
+            completions: 0,
         }))
     }
 
@@ -351,7 +363,7 @@ impl Union {
             return self.image_entry(ino);
         }
         let upper = resolved.upper.as_ref().map(|entry| entry.attr);
-        let node = self.intern(dir, name, resolved, true);
+        let node = self.intern(dir, name, resolved, true)?;
         match upper {
             Some(attr) => self.finish_attr(&node, attr),
             None => self.node_attr(&node),
@@ -382,7 +394,8 @@ impl Union {
         };
         let own = Number::new(Number::SPACE_UPPER, entry.attr.ino);
         match (&entry.marks.node.origin, lower) {
-            // A merged directory is known by its lower part, which it always has.
+            // A merged directory is known by its lower part, which it always has; so is a file of which
+            // the upper has the attributes alone.
             (_, Some(lower)) => lower,
             (Some(origin), None) if origin.tag == self.tag => origin.number,
             _ => own,
@@ -412,7 +425,8 @@ impl Union {
         name: &[u8],
         resolved: Resolved,
         counted: bool,
-    ) -> Arc<Node> {
+    ) -> FsResult<Arc<Node>> {
+        let completions = resolved.completions;
         let number = self.known_number(&resolved);
         let state = State {
             upper: resolved.upper.as_ref().map(|entry| entry.attr.ino),
@@ -427,7 +441,8 @@ impl Union {
             .table
             .get_or_insert(Node::new(number, resolved.kind, state), counted);
         node.add_name(dir, name);
-        node
+        self.recheck_contents(&node, completions)?;
+        Ok(node)
     }
 
     /// The node of a number, made if it was an untouched image inode until now.
@@ -525,6 +540,6 @@ impl Union {
         if !is_it && self.number_of(&resolved) != Number::of_image(ino) {
             return Err(Errno::STALE.into());
         }
-        Ok(self.intern(dir, name, resolved, false))
+        self.intern(dir, name, resolved, false)
     }
 }

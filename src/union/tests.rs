@@ -50,6 +50,7 @@ impl Fixture {
                 upper: dir.path().join("upper"),
                 work: dir.path().join("work"),
             }),
+            metacopy: true,
             ..Config::default()
         };
         let union = Some(Union::open(&config).unwrap());

@@ -85,13 +85,14 @@ impl Namespace {
     }
 
     /// The path, from the roots of the lower layers and starting with a slash, or the name in the
-    /// same directory, under which the lower parts of a moved directory are.
+    /// same directory, under which the lower parts of a moved directory, or the data of a moved file
+    /// without data, are.
     pub fn redirect(self, dir: BorrowedFd<'_>) -> SysResult<Option<Vec<u8>>> {
         let value = sys::get_xattr(dir, &self.mark(OVERLAY, b"redirect"))?;
         Ok(value.filter(|path| !path.is_empty() && path.len() <= REDIRECT_MAX))
     }
 
-    /// Marks where the lower parts of a moved directory are.
+    /// Marks where the lower parts of a moved directory, or a moved file's data, are.
     pub fn set_redirect(self, dir: BorrowedFd<'_>, path: &[u8]) -> SysResult<()> {
         sys::set_xattr(
             dir,
@@ -101,10 +102,16 @@ impl Namespace {
         )
     }
 
-    /// Whether a regular file has its attributes only, and its data is in a layer below: what
-    /// overlayfs makes with its option `metacopy`, and Lamina never.
+    /// Whether a regular file has its attributes only, and its data is in a layer below (overlayfs's
+    /// option `metacopy`).
     pub fn is_metacopy(self, fd: BorrowedFd<'_>) -> SysResult<bool> {
         Ok(sys::get_xattr(fd, &self.mark(OVERLAY, b"metacopy"))?.is_some())
+    }
+
+    /// Marks a regular file whose data is in a layer below.
+    pub fn set_metacopy(self, fd: BorrowedFd<'_>) -> SysResult<()> {
+        let name = self.mark(OVERLAY, b"metacopy");
+        sys::set_xattr(fd, &name, b"", XattrFlags::empty())
     }
 
     /// Takes the mark away that says that a file's data is elsewhere, and the one that says where.

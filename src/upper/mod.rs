@@ -142,8 +142,6 @@ pub struct Upper {
     namespace: Namespace,
     dev: u64,
     volatile: bool,
-    /// Whether nothing may be changed, as it is another process's.
-    only_looked_at: bool,
     /// Whether file ownership can be changed at will.
     privileged: bool,
     /// Whether modes do not bind this process.
@@ -204,7 +202,6 @@ impl Upper {
             namespace,
             dev,
             volatile: true,
-            only_looked_at: true,
             privileged: namespace == Namespace::Trusted,
             overrides_modes: has_capability(CapabilitySet::DAC_OVERRIDE),
             counter: AtomicU64::new(0),
@@ -236,7 +233,6 @@ impl Upper {
             namespace,
             dev,
             volatile,
-            only_looked_at: false,
             privileged: namespace == Namespace::Trusted,
             overrides_modes: has_capability(CapabilitySet::DAC_OVERRIDE),
             counter: AtomicU64::new(0),
@@ -286,11 +282,6 @@ impl Upper {
     /// Whether `fsync` and the like are to be skipped.
     pub fn is_volatile(&self) -> bool {
         self.volatile
-    }
-
-    /// Whether it was opened beside the mount that uses it.
-    pub fn is_only_looked_at(&self) -> bool {
-        self.only_looked_at
     }
 
     /// Whether owners can be set and devices be made, so that no mark need stand for them.

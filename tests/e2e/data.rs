@@ -376,7 +376,14 @@ fn long_copy_ups(transport: &str, files: usize) {
     let process = pid_of(&the_mount(&lamina, &sandbox));
     let lower = slow.path().to_str().unwrap();
     let mount = lamina.mount(
-        &["--rm", "--transport", transport, "--lower", lower],
+        &[
+            "--rm",
+            "--metacopy=off",
+            "--transport",
+            transport,
+            "--lower",
+            lower,
+        ],
         &sandbox.join("mnt"),
     );
     let root = mount.path().to_owned();

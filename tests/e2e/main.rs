@@ -18,6 +18,7 @@ mod faults;
 mod hostile;
 mod interchange;
 mod many_layers;
+mod metacopy;
 mod mounts;
 mod operating;
 mod ordinary_user;

@@ -2,7 +2,7 @@
 //! counts are exact, so that one that comes back is noticed.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -272,7 +272,16 @@ fn statistics_are_told() {
     needs_root!();
     let counted = Counted::new("cached");
     read(&counted.path("large"), 300_000);
+    // The attributes alone, then the contents too.
     fs::set_permissions(counted.path("large"), Permissions::from_mode(0o600)).unwrap();
+    let table = counted.lamina.ok(words(&["stats"], counted.mount.path()));
+    assert!(table.contains("1 copy-ups of 0 B"), "{table}");
+    OpenOptions::new()
+        .append(true)
+        .open(counted.path("large"))
+        .unwrap()
+        .write_all(b"x")
+        .unwrap();
     let lamina = &counted.lamina;
     let root = counted.mount.path();
     let counts = counted.counts();

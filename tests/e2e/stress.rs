@@ -414,7 +414,7 @@ fn check_with_overlayfs(arena: &Arena, mut ours: Tree) {
     let work = arena.sandbox.dir("kernel-work");
     let view = arena.sandbox.dir("kernel-view");
     let options = format!(
-        "lowerdir={},upperdir={},workdir={},redirect_dir=on,index=off,metacopy=off,xino=on",
+        "lowerdir={},upperdir={},workdir={},redirect_dir=on,index=off,metacopy=on,xino=on",
         arena.lower.display(),
         arena.upper.display(),
         work.display()

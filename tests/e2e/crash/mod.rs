@@ -92,7 +92,7 @@ impl Stack {
             work,
             ..self.layers
         };
-        let theirs = Overlayfs::mount(&layers, "redirect_dir=on,index=off,metacopy=off", &target);
+        let theirs = Overlayfs::mount(&layers, "redirect_dir=on,index=off,metacopy=on", &target);
         assert_same_tree(ours, Tree::read(&target));
         theirs.unmount();
     }

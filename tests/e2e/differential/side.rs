@@ -256,7 +256,7 @@ impl Side {
 
 fn overlayfs(upper: &Path, work: &Path, lowers: &[PathBuf], index: &str) -> Mounting {
     let (upper, work) = (upper.display(), work.display());
-    let features = format!("{index},redirect_dir=on,metacopy=off,xino=on");
+    let features = format!("{index},redirect_dir=on,metacopy=on,xino=on");
     Mounting::Overlayfs {
         options: format!(
             "{},upperdir={upper},workdir={work},{features}",
