@@ -5,9 +5,10 @@
 //! every moment there is something that must have happened and something that may have.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -240,6 +241,10 @@ fn append(history: &History, root: &Path, rng: &mut Rng, which: u64) -> io::Resu
         for at in (0..APPENDED).filter(|at| at % 2 == which) {
             let key = format!("logs/{at}");
             let count: &mut u64 = counts.entry(at).or_default();
+            // Half of them have attributes of their own before they get their contents.
+            if *count == 0 && at % 4 < 2 {
+                fs::set_permissions(root.join(&key), Permissions::from_mode(0o600))?;
+            }
             let mut file = File::options().append(true).open(root.join(&key))?;
             for _ in 0..=rng.below(3) {
                 if !history.goes_on() {

@@ -77,7 +77,7 @@ impl Side {
                 copy_of_lowers(&path, sandbox, lowers);
                 Mounting::Native
             }
-            Kind::Overlayfs => overlayfs(&upper, &work, &lowers.dirs, "index=on"),
+            Kind::Overlayfs => overlayfs(&upper, &work, &lowers.dirs, "index=on,metacopy=off"),
             Kind::LaminaDirs => lamina(program.clone(), &upper, &work, lower_options(&lowers.dirs)),
             Kind::LaminaImage => {
                 let side = lamina(program.clone(), &upper, &work, vec!["case".to_owned()]);
@@ -176,7 +176,7 @@ impl Side {
         }
         self.lowers.insert(0, old);
         self.mounting = match self.kind {
-            Kind::Overlayfs => overlayfs(&self.upper, &work, &self.lowers, "index=on"),
+            Kind::Overlayfs => overlayfs(&self.upper, &work, &self.lowers, "index=on,metacopy=off"),
             Kind::LaminaImage => lamina(self.program.clone(), &self.upper, &work, vec![image]),
             _ => lamina(
                 self.program.clone(),
@@ -212,7 +212,7 @@ impl Side {
         std::fs::create_dir(&work).unwrap();
         let other = match kind {
             // The index, which joins names that were not copied up, belongs to the work directory.
-            Kind::Overlayfs => overlayfs(&self.upper, &work, &self.lowers, "index=off"),
+            Kind::Overlayfs => overlayfs(&self.upper, &work, &self.lowers, "index=off,metacopy=on"),
             _ => lamina(
                 self.program.clone(),
                 &self.upper,
@@ -254,9 +254,9 @@ impl Side {
     }
 }
 
-fn overlayfs(upper: &Path, work: &Path, lowers: &[PathBuf], index: &str) -> Mounting {
+fn overlayfs(upper: &Path, work: &Path, lowers: &[PathBuf], features: &str) -> Mounting {
     let (upper, work) = (upper.display(), work.display());
-    let features = format!("{index},redirect_dir=on,metacopy=on,xino=on");
+    let features = format!("{features},redirect_dir=on,xino=on");
     Mounting::Overlayfs {
         options: format!(
             "{},upperdir={upper},workdir={work},{features}",
