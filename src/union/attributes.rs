@@ -245,9 +245,16 @@ impl Union {
                 return Ok(attr);
             }
         }
-        match set.size {
+        let mut mode = set.mode;
+        match (set.size, mode) {
             // Data that is about to be cut off need not be copied.
-            Some(size) if node.kind == Kind::File => self.copy_up_contents(&node, size)?,
+            (Some(size), _) if node.kind == Kind::File => self.copy_up_contents(&node, size)?,
+            // A change of owner, which takes bits away, comes before.
+            (_, Some(new)) if !set.names_owner() => {
+                if self.copy_up_changing_mode(&node, new)? {
+                    mode = None;
+                }
+            }
             _ => self.copy_up(&node)?,
         }
         if let Some(size) = set.size {
@@ -271,7 +278,7 @@ impl Union {
                 self.drop_privileges(&node, set.caller)?;
             }
         }
-        if let Some(mode) = set.mode {
+        if let Some(mode) = mode {
             self.change_mode(&node, handle.as_fd(), mode)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use super::descriptors::FdKey;
 use super::node::{DirState, Node, NodeName};
 use super::{Union, attributes};
-use crate::attr::{Attr, Kind};
+use crate::attr::{Attr, Kind, PERMISSIONS};
 use crate::crew::stand_in;
 use crate::error::{FsError, FsResult};
 use crate::lower::{Contents, LowerRef, Number};
@@ -38,8 +38,21 @@ const ATTEMPTS: usize = 64;
 pub(super) enum Wanted {
     /// Attributes or names.
     Attributes,
+    /// The permission bits, which become these.
+    Mode(u32),
     /// A file's contents, of which no more than this many first bytes are needed.
     Contents(u64),
+}
+
+/// What came of a copy-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copied {
+    /// It was done.
+    Now,
+    /// Somebody else had done it.
+    Before,
+    /// The object was renamed meanwhile: it must be tried again.
+    Moved,
 }
 
 impl Union {
@@ -48,7 +61,13 @@ impl Union {
         if node.has_upper() {
             return Ok(());
         }
-        self.copy_up_for(node, Wanted::Attributes)
+        self.copy_up_for(node, Wanted::Attributes).map(drop)
+    }
+
+    /// Copies a node up with other permission bits than it has. `false` if that is not needed to change
+    /// them.
+    pub(super) fn copy_up_changing_mode(&self, node: &Arc<Node>, mode: u32) -> FsResult<bool> {
+        Ok(!node.has_upper() && self.copy_up_for(node, Wanted::Mode(mode))?)
     }
 
     /// Makes sure that a file has its contents in the upper, of which only the first `keep` bytes are
@@ -64,12 +83,15 @@ impl Union {
         Ok(())
     }
 
-    fn copy_up_for(&self, node: &Arc<Node>, wanted: Wanted) -> FsResult<()> {
+    /// Whether it was copied up now, by this call.
+    fn copy_up_for(&self, node: &Arc<Node>, wanted: Wanted) -> FsResult<bool> {
         self.upper()?;
         for _ in 0..ATTEMPTS {
             self.with_room(|| self.copy_up_parents(node))?;
-            if self.with_room(|| self.copy_up_one(node, wanted))? {
-                return Ok(());
+            match self.with_room(|| self.copy_up_one(node, wanted))? {
+                Copied::Now => return Ok(true),
+                Copied::Before => return Ok(false),
+                Copied::Moved => {}
             }
         }
         Err(Errno::BUSY.into())
@@ -92,14 +114,13 @@ impl Union {
         Ok(())
     }
 
-    /// Copies one node up whose parents are in the upper. `false` if it was renamed meanwhile
-    /// and must be tried again.
-    fn copy_up_one(&self, node: &Arc<Node>, wanted: Wanted) -> FsResult<bool> {
+    /// Copies one node up whose parents are in the upper.
+    fn copy_up_one(&self, node: &Arc<Node>, wanted: Wanted) -> FsResult<Copied> {
         let _copying = lock_copying(node);
         let lower = {
             let state = node.state.read();
             if state.upper.is_some() {
-                return Ok(true);
+                return Ok(Copied::Before);
             }
             state
                 .lowers
@@ -107,10 +128,13 @@ impl Union {
                 .cloned()
                 .ok_or_else(|| FsError::from(Errno::STALE))?
         };
-        let attr = self.lowers.attr(&lower)?;
+        let mut attr = self.lowers.attr(&lower)?;
+        if let Wanted::Mode(mode) = wanted {
+            attr.mode = attr.mode & !PERMISSIONS | mode & PERMISSIONS;
+        }
         let several = node.kind != Kind::Dir && attr.nlink > 1;
         if several && !self.prepare_other_names(node, &lower)? {
-            return Ok(false);
+            return Ok(Copied::Moved);
         }
         let upper = self.upper()?;
         let attributes_alone = self.leaves_contents(upper, &attr, wanted);
@@ -118,14 +142,14 @@ impl Union {
         let _away = (node.kind == Kind::File && !attributes_alone).then(stand_in);
         let keep = match wanted {
             _ if attributes_alone => None,
-            Wanted::Attributes => Some(u64::MAX),
+            Wanted::Attributes | Wanted::Mode(_) => Some(u64::MAX),
             Wanted::Contents(keep) => Some(keep),
         };
         let mut temp = None;
         let built = self.build_copy(upper, &mut temp, node, &lower, &attr, keep);
         let published =
             built.and_then(|built| self.publish_copy(node, temp.as_deref(), built, keep));
-        if matches!(published, Ok(true)) {
+        if matches!(published, Ok(Copied::Now)) {
             self.stats.add(Counter::CopyUps, 1);
         } else if let Some(temp) = temp {
             upper.discard(&temp);
@@ -180,18 +204,18 @@ impl Union {
                 }
             }
         }
-        if self.copy_xattrs(upper, &fd, lower)? && !upper.is_privileged() {
-            let mode = sys::stat_fd(&fd)?.mode;
-            upper.set_mode(fd.as_fd(), node.kind, mode, &mut mark)?;
+        // An ACL sets the mode, and takes part of it.
+        if self.copy_xattrs(upper, &fd, lower)? {
+            upper.set_mode(fd.as_fd(), node.kind, attr.mode, &mut mark)?;
         }
         // A directory, and a file with its contents below, are known by what is below.
         if node.kind != Kind::Dir && keep.is_some() {
             mark.origin = Some(self.origin(node));
-        }
-        match upper.namespace().write_node(fd.as_fd(), &mark) {
-            // Users' marks are not possible on such objects: their number lasts for this mount.
-            Err(Errno::PERM | Errno::OPNOTSUPP) if node.kind != Kind::File => {}
-            result => result?,
+            match upper.namespace().write_node(fd.as_fd(), &mark) {
+                // Users' marks are not possible on such objects: their number lasts for this mount.
+                Err(Errno::PERM | Errno::OPNOTSUPP) if node.kind != Kind::File => {}
+                result => result?,
+            }
         }
         let times = Timestamps {
             last_access: Timespec::from(attr.atime),
@@ -248,15 +272,14 @@ impl Union {
         Ok(sets_mode)
     }
 
-    /// Renames a finished copy into place. `false` if the node's name changed since its parents
-    /// were copied up.
+    /// Gives a finished copy its place, if the node's names are those whose parents were copied up.
     fn publish_copy(
         &self,
         node: &Arc<Node>,
         temp: Option<&[u8]>,
         built: NewFd,
         keep: Option<u64>,
-    ) -> FsResult<bool> {
+    ) -> FsResult<Copied> {
         let upper = self.upper()?;
         let NewFd { fd, attr, mark } = built;
         let fd = Arc::new(fd);
@@ -268,7 +291,7 @@ impl Union {
             .collect();
         let mut state = node.state.write();
         if !same_names(&state.names, &names) {
-            return Ok(false);
+            return Ok(Copied::Moved);
         }
         if names.is_empty() {
             // Deleted while it was copied: the copy has no name either.
@@ -295,7 +318,7 @@ impl Union {
         }
         drop(state);
         drop(guards);
-        Ok(true)
+        Ok(Copied::Now)
     }
 
     /// Gives a finished copy all its names; all or none.

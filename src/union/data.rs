@@ -313,9 +313,13 @@ fn read_contents<T>(
     buffer: &mut Vec<u8>,
     give: impl FnOnce(&[u8]) -> T,
 ) -> FsResult<T> {
-    let file = match contents {
+    let (file, size) = match contents {
         Contents::Inline(bytes) => return Ok(give(window(bytes, offset, size))),
-        Contents::File(file, _) => file,
+        // No more than there is, so that the end need not be found by one more system call.
+        Contents::File(file, whole) => (
+            file,
+            usize::try_from(whole.saturating_sub(offset)).map_or(size, |rest| rest.min(size)),
+        ),
     };
     if buffer.len() < size {
         buffer.resize(size, 0);

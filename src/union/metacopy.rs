@@ -107,7 +107,7 @@ impl Union {
             // overlayfs has no such files with marks of users either, and who reads an upper
             // without privileges does not expect them.
             && upper.is_privileged()
-            && wanted == Wanted::Attributes
+            && matches!(wanted, Wanted::Attributes | Wanted::Mode(_))
             && attr.kind() == Kind::File
             && attr.size > 0
     }
