@@ -196,12 +196,11 @@ impl Union {
             _ => Err(errno),
         })?;
         if node.kind == Kind::File {
-            match keep {
-                Some(keep) => self.copy_data(upper, &fd, lower, keep)?,
-                None => {
-                    sys::retry(|| rfs::ftruncate(&fd, attr.size))?;
-                    upper.namespace().set_metacopy(fd.as_fd())?;
-                }
+            if let Some(keep) = keep {
+                self.copy_data(upper, &fd, lower, keep)?;
+            } else {
+                sys::retry(|| rfs::ftruncate(&fd, attr.size))?;
+                upper.namespace().set_metacopy(fd.as_fd())?;
             }
         }
         // An ACL sets the mode, and takes part of it.

@@ -2,8 +2,8 @@
 //! and the like makes attributes and a mark, and the contents stay in a lower, under the same name or
 //! where a redirect mark says, until somebody writes.
 //!
-//! A node of such a file has its part in the upper and, in [`State::lowers`], the one that has the
-//! contents. [`State::lowers`]: super::node::State::lowers
+//! A node of such a file has its part in the upper and, among its lower parts, the one that has the
+//! contents ([`State::contents_below`](super::node::State::contents_below)).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
