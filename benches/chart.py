@@ -9,8 +9,8 @@ COLORS = {
     "native": "#9e9e9e",
     "fo1": "#c9a227",
     "fo2": "#b5542c",
-    "cached": "#1f77b4",
-    "passthrough": "#2a9d5c",
+    "cached-ring": "#1f77b4",
+    "passthrough-ring": "#2a9d5c",
 }
 LEFT, WIDTH, LINE, TOP = 330, 520, 22, 50
 LOWEST, HIGHEST = 1 / 128, 64
@@ -34,7 +34,7 @@ def draw(rows):
         f'<text x="{LEFT}" y="14">time relative to kernel overlayfs (1 is level with it, left is quicker)</text>',
     ]
     for number, (who, color) in enumerate(COLORS.items()):
-        x = 8 + number * 165
+        x = 8 + number * 175
         out.append(f'<circle cx="{x}" cy="28" r="4" fill="{color}"/>')
         out.append(f'<text x="{x + 8}" y="32">{html.escape(CONTESTANTS[who].name)}</text>')
     for power in range(round(math.log2(LOWEST)), round(math.log2(HIGHEST)) + 1, 2):

@@ -99,6 +99,13 @@ CONTESTANTS = {
     "passthrough": Mounted("lamina, passthrough", _lamina("--io", "passthrough", "--transport", "device")),
     "cached-ring": Mounted("lamina, cached, io_uring", _lamina("--io", "cached", "--transport", "io-uring")),
     "passthrough-ring": Mounted("lamina, passthrough, io_uring", _lamina("--io", "passthrough", "--transport", "io-uring")),
+    **{
+        f"threads-{count}": Mounted(
+            f"lamina, cached, {count} threads", _lamina("--io", "cached", "--transport", "device", "--threads", str(count))
+        )
+        for count in (1, 2, 4)
+    },
+    "writeback-ring": Mounted("lamina, writeback, io_uring", _lamina("--io", "writeback", "--transport", "io-uring")),
     "lamina-volatile": Mounted("lamina, volatile", _lamina("--volatile")),
 }
 

@@ -1,4 +1,8 @@
-"""Every workload on every contestant, side by side: a table in Markdown and JSON, a chart."""
+"""Every workload on every contestant, side by side: a table in Markdown and JSON, a chart.
+
+Contestants are compared within a row only, which is one run. With BENCH_OUT, rows of earlier runs that are not
+measured anew stay in the table, each with its date and commit.
+"""
 
 import json
 import os
@@ -19,6 +23,9 @@ TRANSPORT = "-ring"
 def run(selected):
     """Runs the workloads named (all, if none is) and prints the table."""
     workloads = [workload for workload in WORKLOADS if not selected or workload.key in selected]
+    if os.environ.get("BENCH_WHO"):
+        for workload in workloads:
+            workload.who = os.environ["BENCH_WHO"].split(",")
     sh(["cargo", "build", "--release", "--locked", "--quiet", "--examples"], cwd=TOP)
     rows = {}
     places = dict.fromkeys((workload.source, workload.filesystem) for workload in workloads)
@@ -28,12 +35,13 @@ def run(selected):
             for workload in workloads:
                 if (workload.source, workload.filesystem) == (source_name, filesystem):
                     rows |= contest(workload, source)
-    ordered = {title: rows[title] for workload in workloads for title in titles(workload)}
-    report(ordered)
+    report([describe(row, runs) for row, runs in in_order(rows, lambda title: rows[title])])
 
 
-def titles(workload):
-    return [row.title for row in workload.rows.values()]
+def in_order(known, value):
+    """The values of the titles that are known, in the order of the workloads."""
+    titles = [row.title for workload in WORKLOADS for row in workload.rows.values()]
+    return [value(title) for title in titles if title in known]
 
 
 def contest(workload, source):
@@ -75,7 +83,9 @@ def once(workload, source, contestant):
 
 def verdicts(row, medians):
     """(what is wanted, what was reached, whether that is enough) for each target of a row."""
-    mine = medians[(row.mode or DEFAULT_MODE) + TRANSPORT]
+    mine = medians.get((row.mode or DEFAULT_MODE) + TRANSPORT)
+    if mine is None:
+        return
     is_rate = row.unit != "s"
     for target in row.targets:
         if isinstance(target, AtMost):
@@ -91,38 +101,60 @@ def verdicts(row, medians):
             yield f"ahead of {peer}", f"{ratio:.2f}", ratio > 1 if is_rate else ratio < 1
 
 
+def describe(row, runs):
+    """A row as it is in side.json."""
+    medians = {who: statistics.median(figures) for who, figures in runs.items()}
+    return {
+        "title": row.title,
+        "unit": row.unit,
+        "mode": row.mode,
+        "machine": machine().strip(),
+        "runs": runs,
+        "medians": medians,
+        "targets": [{"target": want, "reached": got, "met": met} for want, got, met in verdicts(row, medians)],
+    }
+
+
 def report(rows):
-    columns = [*USUAL, *(who for who in CONTESTANTS if who not in USUAL and any(who in runs for _, runs in rows.values()))]
-    print("## Side by side\n")
-    print("Seconds (or a rate, where it says so); in brackets the ratio to kernel overlayfs.\n")
-    print("| |" + "".join(f" {CONTESTANTS[who].name} |" for who in columns) + " targets |")
-    print("|---|" + "---|" * (len(columns) + 1))
-    data = []
-    for title, (row, runs) in rows.items():
-        medians = {who: statistics.median(figures) for who, figures in runs.items()}
-        base = medians.get("kovl") or medians.get("kovl-metacopy")
-        cells = [figure(medians.get(who), base, row.unit) for who in columns]
-        wanted = list(verdicts(row, medians))
-        shown = "; ".join(f"{'✓' if met else '**✗**'} {want}: {got}" for want, got, met in wanted)
-        name = title if row.unit == "s" else f"{title} ({row.unit})"
-        print(f"| {name} |" + "".join(f" {cell} |" for cell in cells) + f" {f'{row.mode}: ' if row.mode else ''}{shown} |")
-        data.append({
-            "title": title,
-            "unit": row.unit,
-            "runs": runs,
-            "medians": medians,
-            "targets": [{"target": want, "reached": got, "met": met} for want, got, met in wanted],
-        })
-    missed = sum(not target["met"] for row in data for target in row["targets"])
-    print(f"\n{sum(len(row['targets']) for row in data)} targets, {missed} of them missed.\n", flush=True)
     out = os.environ.get("BENCH_OUT")
-    if out:
-        os.makedirs(out, exist_ok=True)
-        with open(os.path.join(out, "side.json"), "w") as handle:
-            json.dump({"machine": machine().strip(), "rows": data}, handle, indent=1)
-        with open(os.path.join(out, "side.svg"), "w") as handle:
-            handle.write(chart.draw(data))
-        progress(f"wrote side.json and side.svg to {out}")
+    if not out:
+        print(table(rows), flush=True)
+        return
+    os.makedirs(out, exist_ok=True)
+    path = os.path.join(out, "side.json")
+    known = {}
+    if os.path.exists(path):
+        with open(path) as handle:
+            known = {row["title"]: row for row in json.load(handle)["rows"]}
+    known |= {row["title"]: row for row in rows}
+    rows = in_order(known, lambda title: known[title])
+    text = table(rows)
+    print(text, flush=True)
+    for name, content in {"side.json": json.dumps({"rows": rows}, indent=1), "side.md": text, "side.svg": chart.draw(rows)}.items():
+        with open(os.path.join(out, name), "w") as handle:
+            handle.write(content)
+    progress(f"wrote side.json, side.md and side.svg to {out}")
+
+
+def table(rows):
+    """The rows in Markdown."""
+    there = {who for row in rows for who in row["medians"]}
+    columns = [who for who in CONTESTANTS if who in there]
+    lines = [
+        "Seconds (or a rate, where it says so); in brackets the ratio to kernel overlayfs.\n",
+        "| |" + "".join(f" {CONTESTANTS[who].name} |" for who in columns) + " targets |",
+        "|---|" + "---|" * (len(columns) + 1),
+    ]
+    for row in rows:
+        medians = row["medians"]
+        base = medians.get("kovl") or medians.get("kovl-metacopy")
+        cells = "".join(f" {figure(medians.get(who), base, row['unit'])} |" for who in columns)
+        shown = "; ".join(f"{'✓' if one['met'] else '**✗**'} {one['target']}: {one['reached']}" for one in row["targets"])
+        name = row["title"] if row["unit"] == "s" else f"{row['title']} ({row['unit']})"
+        lines.append(f"| {name} |{cells} {row['mode'] + ': ' if row['mode'] else ''}{shown} |")
+    missed = sum(not one["met"] for row in rows for one in row["targets"])
+    lines.append(f"\n{sum(len(row['targets']) for row in rows)} targets, {missed} of them missed.\n")
+    return "\n".join(lines)
 
 
 def figure(value, base, unit):

@@ -269,14 +269,11 @@ impl Union {
             node.set_unprivileged(false);
         }
         let handle = self.upper_handle(&node)?;
-        if set.names_owner() {
+        if set.names_owner() || set.is_nothing() {
             self.change_owner(&node, handle.as_fd(), set)?;
         }
-        if set.is_nothing() {
-            self.change_owner(&node, handle.as_fd(), set)?;
-            if node.kind != Kind::Dir {
-                self.drop_privileges(&node, set.caller)?;
-            }
+        if set.is_nothing() && node.kind != Kind::Dir {
+            self.drop_privileges(&node, set.caller)?;
         }
         if let Some(mode) = mode {
             self.change_mode(&node, handle.as_fd(), mode)?;
