@@ -246,6 +246,69 @@ fn writing(counted: &Counted) {
     counted.asks_alike("no name", &removed, || {
         fs::remove_file(path("new/link")).unwrap();
     });
+    changing_lower_files(counted);
+    let symlink_made = [("GETATTR", 1), ("LOOKUP", 1), ("SYMLINK", 1)];
+    counted.asks_alike("a symbolic link", &symlink_made, || {
+        symlink("target", path("new/symlink")).unwrap();
+    });
+    fs::create_dir(path("new/empty")).unwrap();
+    let removed = [("GETATTR", 1), ("RMDIR", 1)];
+    counted.asks_alike("an empty directory's end", &removed, || {
+        fs::remove_dir(path("new/empty")).unwrap();
+    });
+    // Whatever was done, the kernel heard once that it need not ask.
+    let counts = counted.counts();
+    let never: &[&str] = if counted.passthrough {
+        &["ACCESS", "FLUSH", "OPENDIR", "RELEASEDIR"]
+    } else {
+        &[
+            "ACCESS",
+            "CREATE",
+            "FLUSH",
+            "OPEN",
+            "OPENDIR",
+            "RELEASE",
+            "RELEASEDIR",
+        ]
+    };
+    for kind in never {
+        assert!(
+            counts.get(*kind).is_none_or(|count| *count <= 1),
+            "{kind}: {counts:?}"
+        );
+    }
+}
+
+fn changing_lower_files(counted: &Counted) {
+    let path = |name: &str| counted.path(name);
+    let append = |name: &str| {
+        let mut file = OpenOptions::new().append(true).open(path(name)).unwrap();
+        file.write_all(b"more").unwrap();
+    };
+    let cached = [("GETXATTR", 1), ("WRITE", 1)];
+    let passthrough = [("GETXATTR", 1), ("OPEN", 1), ("RELEASE", 1)];
+    counted.asks("appending to a lower file", &cached, &passthrough, || {
+        append("d1/f2")
+    });
+    counted.asks("and once more", &cached[1..], OPENED, || append("d1/f2"));
+    // Whether it has capabilities that go with its contents.
+    let cached = [("GETXATTR", 1), ("SETATTR", 1)];
+    let passthrough = [("GETXATTR", 1), ("OPEN", 1), ("RELEASE", 1), ("SETATTR", 1)];
+    counted.asks("shortening one", &cached, &passthrough, || {
+        let file = OpenOptions::new().write(true).open(path("d1/f20")).unwrap();
+        file.set_len(1).unwrap();
+    });
+    let passthrough = [("GETXATTR", 1), ("OPEN", 1), ("RELEASE", 1)];
+    counted.asks("emptying one", &cached, &passthrough, || {
+        let mut options = OpenOptions::new();
+        drop(
+            options
+                .write(true)
+                .truncate(true)
+                .open(path("d1/f4"))
+                .unwrap(),
+        );
+    });
 }
 
 #[test]
