@@ -30,7 +30,7 @@ def run(selected):
     rows = {}
     places = dict.fromkeys((workload.source, workload.filesystem) for workload in workloads)
     for source_name, filesystem in places:
-        with Arena("side", filesystem) as arena, io_uring_enabled():
+        with Arena("side", filesystem, reserved=source_name == "large") as arena, io_uring_enabled():
             source = Source(arena, "bench", SOURCES[source_name](arena))
             for workload in workloads:
                 if (workload.source, workload.filesystem) == (source_name, filesystem):

@@ -196,10 +196,10 @@ WORKLOADS = [
         prepare=walked, who=[*USUAL, "kovl-metacopy"],
     ),
     Workload(
-        "large", "large", shell(f"{WORK} read-first large; {WORK} write-new new {1 << 30}; {WORK} large new"),
+        "large", "large", shell(f"{WORK} read-first large; {WORK} write-new new {1 << 28}; {WORK} large new"),
         {
             "read-first": Row("first read of a lower file of 1 GiB", Target(2, "kovl"), mode="cached"),
-            "write-new": Row("write a new file of 1 GiB", Target(2.5, "kovl"), mode="cached"),
+            "write-new": Row("write a new file of 256 MiB", Target(2.5, "kovl"), mode="cached"),
             "read": Row("read it", Target(1.1, "kovl")),
             "random-read": Row("200,000 reads of 4 KiB", Target(1.1, "kovl")),
             "mmap-read": Row("touch each page of a mapping", Target(1.1, "kovl")),

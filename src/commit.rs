@@ -113,7 +113,6 @@ fn write_object<W: Write>(
                 union,
                 number,
                 pieces: pieces.collect(),
-                buffer: Vec::new(),
             };
             let kind = EntryKind::File {
                 size: attr.size,
@@ -132,7 +131,6 @@ struct Data<'a> {
     number: Number,
     /// What is still to be read.
     pieces: VecDeque<Segment>,
-    buffer: Vec<u8>,
 }
 
 impl Read for Data<'_> {
@@ -145,13 +143,8 @@ impl Read for Data<'_> {
             let size = usize::try_from(piece.length)
                 .unwrap_or(usize::MAX)
                 .min(into.len());
-            let copy = |data: &[u8]| {
-                into.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
-                data.len()
-            };
-            let read = self
-                .union
-                .read(self.number, piece.offset, size, &mut self.buffer, copy);
+            let room = into.get_mut(..size).unwrap_or_default();
+            let read = self.union.read(self.number, piece.offset, room);
             let got = read.map_err(into_io)?;
             piece.offset += got as u64;
             piece.length -= got as u64;

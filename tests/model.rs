@@ -287,14 +287,10 @@ impl Subject {
                     format!("link {} {}", attr.nlink, String::from_utf8_lossy(&target))
                 }
                 _ => {
-                    let read = |data: &[u8]| String::from_utf8_lossy(data).into_owned();
-                    let text = self.union().read(number, 0, 1 << 16, &mut Vec::new(), read);
-                    format!(
-                        "file {} {:o} {}",
-                        attr.nlink,
-                        attr.mode & 0o7777,
-                        text.unwrap()
-                    )
+                    let mut data = vec![0; 1 << 16];
+                    let size = self.union().read(number, 0, &mut data).unwrap();
+                    let text = String::from_utf8_lossy(&data[..size]);
+                    format!("file {} {:o} {text}", attr.nlink, attr.mode & 0o7777)
                 }
             };
             tree.insert(path, line);

@@ -372,13 +372,10 @@ impl Handler {
         let arg = request.take::<abi::ReadIn>()?;
         let node = self.node(request.header.nodeid);
         let size = arg.size.min(wire::MAX_REQUEST) as usize;
-        BUFFER.with_borrow_mut(|buffer| {
-            let give = |data: &[u8]| {
-                self.union.stats.add(Counter::BytesRead, data.len() as u64);
-                reply.send(data);
-            };
-            self.union.read(node, arg.offset, size, buffer, give)
-        })
+        let read = |room: &mut [u8]| self.union.read(node, arg.offset, room);
+        let count = BUFFER.with_borrow_mut(|buffer| reply.send_filled(size, buffer, read))?;
+        self.union.stats.add(Counter::BytesRead, count as u64);
+        Ok(())
     }
 
     fn write(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {

@@ -139,6 +139,16 @@ impl Send for Direct<'_> {
         }
         Ok(())
     }
+
+    fn room(&mut self) -> Option<&mut [u8]> {
+        Some(self.0)
+    }
+
+    fn send_room(&mut self, header: OutHeader, size: usize) -> Result<(), Errno> {
+        self.1.header = header;
+        self.1.size = size;
+        Ok(())
+    }
 }
 
 /// Answers wait until the request is not needed any more.

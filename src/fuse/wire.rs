@@ -99,6 +99,17 @@ impl<'a> Request<'a> {
 pub trait Send {
     /// Sends a reply, once for each request.
     fn send(&mut self, header: OutHeader, bytes: &[u8]) -> Result<(), Errno>;
+
+    /// Where the bytes of a reply can be put, to be sent by [`Send::send_room`]; `None` if only
+    /// [`Send::send`] can.
+    fn room(&mut self) -> Option<&mut [u8]> {
+        None
+    }
+
+    /// Sends a reply whose `size` bytes are in the room.
+    fn send_room(&mut self, _header: OutHeader, _size: usize) -> Result<(), Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
 }
 
 /// Replies by writing to the device.
@@ -139,6 +150,27 @@ impl Reply<'_> {
         self.write(0, bytes);
     }
 
+    /// Says that it is done, and the bytes that `fill` puts into room for `size` of them: the kernel's
+    /// own if there is any, else `buffer`. Returns how many there are; nothing is sent if `fill` fails.
+    pub fn send_filled<E>(
+        &mut self,
+        size: usize,
+        buffer: &mut Vec<u8>,
+        fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        if let Some(room) = self.sink.room().and_then(|room| room.get_mut(..size)) {
+            let filled = fill(room)?;
+            self.give(0, filled, |sink, header| sink.send_room(header, filled));
+            return Ok(filled);
+        }
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        let filled = fill(buffer.get_mut(..size).unwrap_or_default())?;
+        self.send(buffer.get(..filled).unwrap_or_default());
+        Ok(filled)
+    }
+
     /// Says that it failed.
     pub fn error(&mut self, errno: Errno) {
         self.failed = true;
@@ -146,16 +178,25 @@ impl Reply<'_> {
     }
 
     fn write(&mut self, error: i32, bytes: &[u8]) {
+        self.give(error, bytes.len(), |sink, header| sink.send(header, bytes));
+    }
+
+    fn give(
+        &mut self,
+        error: i32,
+        size: usize,
+        send: impl FnOnce(&mut dyn Send, OutHeader) -> Result<(), Errno>,
+    ) {
         if std::mem::replace(&mut self.sent, true) {
             tracing::error!("internal error: a second reply to one request");
             return;
         }
         let header = OutHeader {
-            len: (size_of::<OutHeader>() + bytes.len()) as u32,
+            len: (size_of::<OutHeader>() + size) as u32,
             error,
             unique: self.unique,
         };
-        if let Err(errno) = self.sink.send(header, bytes) {
+        if let Err(errno) = send(self.sink, header) {
             tracing::error!("cannot reply to the kernel: {errno}");
         }
     }

@@ -8,9 +8,17 @@ use rustix::io::Errno;
 
 use super::{SysResult, retry};
 
+/// How much is copied before the disk is told to begin with it.
+const PIECE: u64 = 16 << 20;
+
 /// Copies `size` bytes from the start of `from` to the start of the empty file `to`, and gives
-/// `to` that size. Holes of `from` stay holes.
-pub fn copy_contents(from: impl AsFd, to: impl AsFd, size: u64) -> SysResult<()> {
+/// `to` that size. Holes of `from` stay holes. If it is `to_be_synced`, the disk is kept at work meanwhile.
+pub fn copy_contents(
+    from: impl AsFd,
+    to: impl AsFd,
+    size: u64,
+    to_be_synced: bool,
+) -> SysResult<()> {
     if size == 0 {
         return Ok(());
     }
@@ -27,7 +35,11 @@ pub fn copy_contents(from: impl AsFd, to: impl AsFd, size: u64) -> SysResult<()>
         let Some((start, end)) = next_data(&from, position, size)? else {
             break;
         };
+        let end = end.min(start + PIECE);
         copy_range(&from, &to, start, end)?;
+        if to_be_synced && size > PIECE {
+            super::start_writing(&to, start, end - start);
+        }
         position = end;
     }
     // Beyond its end there is no data either, which is no hole.
@@ -58,7 +70,7 @@ fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> SysResult
     while off_in < end {
         let want = usize::try_from(end - off_in)
             .unwrap_or(usize::MAX)
-            .min(1 << 30);
+            .min(PIECE as usize);
         let done =
             retry(|| rfs::copy_file_range(&from, Some(&mut off_in), &to, Some(&mut off_out), want));
         match done {

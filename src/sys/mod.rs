@@ -193,6 +193,20 @@ pub fn set_times(fd: BorrowedFd<'_>, times: &rfs::Timestamps) -> SysResult<()> {
     rfs::utimensat(fd, "", times, AtFlags::EMPTY_PATH)
 }
 
+/// Has the disk begin with a part of a file, without waiting for it. Whoever has to be sure syncs later, so
+/// that it does not work is no failure.
+pub fn start_writing(fd: impl AsFd, offset: u64, length: u64) {
+    // SAFETY: takes no pointers.
+    unsafe {
+        libc::sync_file_range(
+            fd.as_fd().as_raw_fd(),
+            offset as i64,
+            length as i64,
+            libc::SYNC_FILE_RANGE_WRITE,
+        );
+    }
+}
+
 /// Gives the object of a descriptor one more name, or the first.
 pub fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
     match rfs::linkat(fd, "", dir, name, AtFlags::EMPTY_PATH) {

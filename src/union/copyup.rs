@@ -244,7 +244,7 @@ impl Union {
                 keep as u64
             }
             Contents::File(from, size) => {
-                sys::copy::copy_contents(&*from, to, size.min(keep))?;
+                sys::copy::copy_contents(&*from, to, size.min(keep), !upper.is_volatile())?;
                 size.min(keep)
             }
         };

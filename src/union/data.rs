@@ -56,48 +56,34 @@ pub struct FsStat {
 }
 
 impl Union {
-    /// Reads up to `size` bytes at `offset` and hands them to `give`; fewer at the end. `buffer` is
-    /// room to read into that callers keep.
+    /// Reads at `offset` into `room` and returns how many bytes there are: fewer than fit only at the
+    /// end.
     ///
     /// # Errors
     /// `EISDIR`, `EINVAL` for what has no contents, `EIO` with an explanation for a damaged
     /// object of the store.
-    pub fn read<T>(
-        &self,
-        number: Number,
-        offset: u64,
-        size: usize,
-        buffer: &mut Vec<u8>,
-        give: impl FnOnce(&[u8]) -> T,
-    ) -> FsResult<T> {
+    pub fn read(&self, number: Number, offset: u64, room: &mut [u8]) -> FsResult<usize> {
         match self.target(number)? {
             Target::Image(ino) => {
                 let Some((_, image)) = self.lowers.image() else {
                     return Err(Errno::STALE.into());
                 };
-                read_contents(image.contents(ino)?, offset, size, buffer, give)
+                read_contents(image.contents(ino)?, offset, room)
             }
-            Target::Node(node) => self.read_node(&node, offset, size, buffer, give),
+            Target::Node(node) => self.read_node(&node, offset, room),
         }
     }
 
-    fn read_node<T>(
-        &self,
-        node: &Arc<Node>,
-        offset: u64,
-        size: usize,
-        buffer: &mut Vec<u8>,
-        give: impl FnOnce(&[u8]) -> T,
-    ) -> FsResult<T> {
+    fn read_node(&self, node: &Arc<Node>, offset: u64, room: &mut [u8]) -> FsResult<usize> {
         check_file(node)?;
         let state = node.state.read();
         if let Some(lower) = state.contents_below() {
-            return read_contents(self.lowers.contents(lower)?, offset, size, buffer, give);
+            return read_contents(self.lowers.contents(lower)?, offset, room);
         }
         drop(state);
         // From here on it stays in the upper.
         let file = self.upper_file_to_read(node)?;
-        read_contents(Contents::File(file, u64::MAX), offset, size, buffer, give)
+        read_contents(Contents::File(file, u64::MAX), offset, room)
     }
 
     /// Writes at `offset`; returns how many bytes were written. With `without_privileges` the file
@@ -306,33 +292,29 @@ fn window(bytes: &[u8], offset: u64, size: usize) -> &[u8] {
     bytes.get(start..end).unwrap_or_default()
 }
 
-fn read_contents<T>(
-    contents: Contents<'_>,
-    offset: u64,
-    size: usize,
-    buffer: &mut Vec<u8>,
-    give: impl FnOnce(&[u8]) -> T,
-) -> FsResult<T> {
+fn read_contents(contents: Contents<'_>, offset: u64, room: &mut [u8]) -> FsResult<usize> {
     let (file, size) = match contents {
-        Contents::Inline(bytes) => return Ok(give(window(bytes, offset, size))),
-        // No more than there is, so that the end need not be found by one more system call.
-        Contents::File(file, whole) => (
-            file,
-            usize::try_from(whole.saturating_sub(offset)).map_or(size, |rest| rest.min(size)),
-        ),
+        Contents::Inline(bytes) => {
+            let found = window(bytes, offset, room.len());
+            if let Some(room) = room.get_mut(..found.len()) {
+                room.copy_from_slice(found);
+            }
+            return Ok(found.len());
+        }
+        Contents::File(file, size) => (file, size),
     };
-    if buffer.len() < size {
-        buffer.resize(size, 0);
-    }
+    // No more than there is, so that the end need not be found by one more system call.
+    let rest = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+    let wanted = rest.min(room.len());
     let mut filled = 0;
-    while let Some(room) = buffer.get_mut(filled..size).filter(|room| !room.is_empty()) {
+    while let Some(room) = room.get_mut(filled..wanted).filter(|room| !room.is_empty()) {
         let got = sys::retry(|| rustix::io::pread(&*file, &mut *room, offset + filled as u64))?;
         if got == 0 {
             break;
         }
         filled += got;
     }
-    Ok(give(buffer.get(..filled).unwrap_or_default()))
+    Ok(filled)
 }
 
 fn seek_contents(contents: &Contents<'_>, offset: u64, whence: Seek) -> FsResult<u64> {

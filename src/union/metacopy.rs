@@ -154,7 +154,7 @@ impl Union {
                 bytes.len() as u64
             }
             Contents::File(from, size) => {
-                sys::copy::copy_contents(&*from, file, size)?;
+                sys::copy::copy_contents(&*from, file, size, !upper.is_volatile())?;
                 size
             }
         };

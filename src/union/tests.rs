@@ -109,10 +109,10 @@ impl Fixture {
     }
 
     fn read_node(&self, number: Number) -> String {
-        let text = |data: &[u8]| String::from_utf8(data.to_vec()).unwrap();
-        self.u()
-            .read(number, 0, 1 << 16, &mut Vec::new(), text)
-            .unwrap()
+        let mut data = vec![0; 1 << 16];
+        let size = self.u().read(number, 0, &mut data).unwrap();
+        data.truncate(size);
+        String::from_utf8(data).unwrap()
     }
 
     fn create(&self, dir: &str, name: &str, kind: Kind) -> Number {
@@ -240,6 +240,42 @@ fn directories_that_a_layer_moved_are_found_and_can_be_moved_again() {
         assert!(t.find("e/new/d/sub").is_none());
         t.rotate();
     }
+}
+
+#[test]
+fn attributes_in_several_layers_lead_to_the_contents_below_them() {
+    let mut t = Fixture::new();
+    for mode in [0o600, 0o640, 0o644] {
+        let set = SetAttr {
+            mode: Some(mode),
+            ..SetAttr::default()
+        };
+        t.u().setattr(t.number("d/f2"), &set).unwrap();
+        t.rotate();
+        assert_eq!(t.read("f"), "lower f");
+    }
+    t.u().write(t.number("f"), 0, b"UPPER", None).unwrap();
+    assert_eq!(t.read("d/f2"), "UPPER f");
+}
+
+/// A lookup that sees a file without contents, and comes to an end when the file has got them and the
+/// kernel has forgotten it.
+#[test]
+fn contents_that_came_during_a_lookup_are_seen() {
+    let t = Fixture::new();
+    let number = t.number("d/g");
+    let set = SetAttr {
+        mode: Some(0o600),
+        ..SetAttr::default()
+    };
+    t.u().setattr(number, &set).unwrap();
+    let dir = t.u().touch(t.number("d")).unwrap();
+    let found = t.u().resolve(&dir, b"g").unwrap().unwrap();
+    t.u().write(number, 0, b"UPPER", None).unwrap();
+    t.u().forget(number, u64::from(u32::MAX));
+    assert!(t.u().table.get(number).is_none(), "still known");
+    let node = t.u().intern(&dir, b"g", found, true).unwrap();
+    assert_eq!(t.read_node(node.number), "UPPER g");
 }
 
 #[test]

@@ -117,9 +117,10 @@ fn create(union: &Union, dir: &str, name: &str, kind: Kind, mode: u32) -> Number
 }
 
 fn read(union: &Union, path: &str) -> Vec<u8> {
-    union
-        .read(number(union, path), 0, 99, &mut Vec::new(), <[u8]>::to_vec)
-        .unwrap()
+    let mut data = vec![0; 99];
+    let size = union.read(number(union, path), 0, &mut data).unwrap();
+    data.truncate(size);
+    data
 }
 
 const MODES: [u32; 8] = [0o000, 0o100, 0o200, 0o300, 0o444, 0o500, 0o555, 0o755];
