@@ -105,7 +105,6 @@ CONTESTANTS = {
         )
         for count in (1, 2, 4)
     },
-    "writeback-ring": Mounted("lamina, writeback, io_uring", _lamina("--io", "writeback", "--transport", "io-uring")),
     "lamina-volatile": Mounted("lamina, volatile", _lamina("--volatile")),
 }
 

@@ -106,8 +106,6 @@ enum Io {
     Auto,
     /// By the daemon
     Cached,
-    /// By the daemon, what is written when the file is closed or synced
-    Writeback,
     /// By the kernel
     Passthrough,
 }
@@ -138,7 +136,6 @@ impl Io {
     fn mode(self) -> anyhow::Result<IoMode> {
         match self {
             Self::Auto | Self::Cached => Ok(IoMode::Cached),
-            Self::Writeback => Ok(IoMode::Writeback),
             Self::Passthrough if can_pass_through() => Ok(IoMode::Passthrough),
             Self::Passthrough => anyhow::bail!(
                 "--io passthrough needs CAP_SYS_ADMIN in the initial user namespace: use --io cached"

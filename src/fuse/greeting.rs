@@ -73,15 +73,11 @@ impl Filesystem for Greeter {
             InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
-        let by_mode: &[InitFlags] = match self.mode {
-            IoMode::Cached => &[InitFlags::FUSE_NO_OPEN_SUPPORT],
-            IoMode::Writeback => &[
-                InitFlags::FUSE_NO_OPEN_SUPPORT,
-                InitFlags::FUSE_WRITEBACK_CACHE,
-            ],
-            IoMode::Passthrough => &[InitFlags::FUSE_ATOMIC_O_TRUNC],
+        let by_mode = match self.mode {
+            IoMode::Cached => InitFlags::FUSE_NO_OPEN_SUPPORT,
+            IoMode::Passthrough => InitFlags::FUSE_ATOMIC_O_TRUNC,
         };
-        for &flag in wanted.iter().chain(by_mode) {
+        for flag in wanted.into_iter().chain([by_mode]) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!("the kernel does not offer {flag:?}");
             }

@@ -36,9 +36,6 @@ pub enum IoMode {
     /// By the daemon, through the page cache of the mount.
     #[default]
     Cached,
-    /// As cached, but the kernel keeps what is written until the file is closed or synced, or the memory
-    /// is needed: an error of the upper comes then, and not to the write.
-    Writeback,
     /// By the kernel, on the files of the store, the lowers and the upper. Needs `CAP_SYS_ADMIN` in
     /// the initial user namespace, and Linux 6.9.
     Passthrough,
@@ -81,7 +78,7 @@ pub fn serve(
     let threads = options.threads.unwrap_or(processors).max(1);
     let greeted = greeting::greet(device, options.io, options.transport)?;
     let opens = match options.io {
-        IoMode::Cached | IoMode::Writeback => None,
+        IoMode::Cached => None,
         IoMode::Passthrough => Some(Arc::new(Opens::new(
             Arc::clone(union),
             Arc::clone(&greeted.device),

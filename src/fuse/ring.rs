@@ -1,8 +1,10 @@
 //! Serving requests that arrive by `io_uring`.
 //!
-//! Each processor has a queue, and each queue a few threads that are bound to that processor, each with
-//! a ring for one request at a time. What the kernel sends on no ring (that it forgets a node) still
-//! comes by the device.
+//! Each processor has a queue, and each queue a few threads, each with a ring for one request at a time.
+//! The kernel takes the ring that was free last: so one request after the other goes to the first thread,
+//! which is bound to the processor and need not be woken up on another. The others get what comes
+//! at the same time, such as read-ahead, and run wherever there is room, beside who asked. What the kernel
+//! sends on no ring (that it forgets a node) still comes by the device.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -27,8 +29,11 @@ const DEPTH: u16 = 2;
 pub fn run(device: &Arc<OwnedFd>, stats: &Stats, serve: &impl Serve) -> std::io::Result<()> {
     let queues = queues();
     let (crew, hired) = Crew::new(queues, usize::from(DEPTH));
-    let work = |queue| {
+    let work = |queue, bound| {
         crew.join(queue);
+        if bound {
+            bind(queue);
+        }
         work(device, queue, stats, serve).map_err(|errno| {
             // A request that the kernel gives to a ring without a thread would never be answered.
             tracing::error!("serving by io_uring ended: {errno}");
@@ -39,6 +44,7 @@ pub fn run(device: &Arc<OwnedFd>, stats: &Stats, serve: &impl Serve) -> std::io:
         for queue in 0..queues {
             for number in 0..DEPTH {
                 let name = format!("fuse-{queue}.{number}");
+                let work = move |queue| work(queue, number == 0);
                 if let Err(error) = start(scope, name, queue, work) {
                     // The kernel waits for a ring of each processor before it asks anything.
                     tracing::error!("cannot start a thread for each processor: {error}");
@@ -46,15 +52,15 @@ pub fn run(device: &Arc<OwnedFd>, stats: &Stats, serve: &impl Serve) -> std::io:
                 }
             }
         }
-        scope.spawn(move || hire(scope, &hired, work));
+        scope.spawn(move || hire(scope, &hired, move |queue| work(queue, false)));
         let result = super::wire::work(device, stats, serve);
         crew.dismiss();
         result
     })
 }
 
-fn work(device: &OwnedFd, queue: u16, stats: &Stats, serve: &impl Serve) -> Result<(), Errno> {
-    // It may be a processor that is not there, or one that we are not to use.
+/// Has this thread stay on a processor, unless that is not there or not for us.
+fn bind(queue: u16) {
     let mut processor = CpuSet::new();
     if usize::from(queue) < CpuSet::MAX_CPU {
         processor.set(usize::from(queue));
@@ -62,6 +68,9 @@ fn work(device: &OwnedFd, queue: u16, stats: &Stats, serve: &impl Serve) -> Resu
             tracing::debug!("cannot stay on processor {queue}: {errno}");
         }
     }
+}
+
+fn work(device: &OwnedFd, queue: u16, stats: &Stats, serve: &impl Serve) -> Result<(), Errno> {
     let mut entry = RingEntry::new(device.as_fd(), queue, MAX_REQUEST as usize)?;
     let mut scratch = Vec::new();
     let mut answered = match entry.first() {

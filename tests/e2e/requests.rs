@@ -288,7 +288,7 @@ fn changing_lower_files(counted: &Counted) {
     let cached = [("GETXATTR", 1), ("WRITE", 1)];
     let passthrough = [("GETXATTR", 1), ("OPEN", 1), ("RELEASE", 1)];
     counted.asks("appending to a lower file", &cached, &passthrough, || {
-        append("d1/f2")
+        append("d1/f2");
     });
     counted.asks("and once more", &cached[1..], OPENED, || append("d1/f2"));
     // Whether it has capabilities that go with its contents.
