@@ -12,7 +12,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use super::error::IndexError;
 
@@ -22,6 +22,19 @@ pub(super) enum Bytes {
     Map(Map),
     /// A buffer.
     Buffer(Vec<u8>),
+}
+
+impl Bytes {
+    /// All of it was read once, and little of it will be soon: what is in memory need not count as this
+    /// process's any more. It stays in the page cache.
+    pub(super) fn was_read_through(&self) {
+        if let Self::Map(map) = self {
+            // SAFETY: pages of a mapping that is never written to are read from the file again when they
+            // are needed, and have the same bytes.
+            let given = unsafe { madvise(map.start.as_ptr(), map.len, Advice::LinuxDontNeed) };
+            debug_assert!(given.is_ok(), "madvise of a whole mapping cannot fail");
+        }
+    }
 }
 
 impl Deref for Bytes {

@@ -79,6 +79,7 @@ impl Index {
     fn new(bytes: Bytes) -> Result<Self, IndexError> {
         let parsed = layout::read(&bytes)?;
         check(parsed.kind, &parsed.layout.tables(&bytes))?;
+        bytes.was_read_through();
         Ok(Self {
             bytes,
             layout: parsed.layout,
