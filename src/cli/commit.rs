@@ -65,6 +65,7 @@ fn spec_on(base: &Image) -> ImageSpec {
         architecture: Some(base.config.architecture.clone()),
         config: base.config.config.clone(),
         history,
+        other: base.config.other.clone(),
     }
 }
 

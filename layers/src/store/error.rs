@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::digest::{DiffId, ObjectId};
+use crate::digest::{DiffId, ImageId, ObjectId};
 use crate::index::{IndexError, MergeError};
 
 /// Why a store cannot do what it was asked for. Every message names the path, the digest or the
@@ -139,6 +139,14 @@ pub enum StoreError {
     ImageDamaged {
         /// Its path.
         path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// An image that is to be added is none.
+    #[error("image {id} cannot be added: {problem}")]
+    ImageWrong {
+        /// The digest of its manifest.
+        id: ImageId,
         /// What is wrong with it.
         problem: String,
     },

@@ -43,6 +43,50 @@ pub struct ImageSpec {
     pub config: Option<ContainerConfig>,
     /// How each layer was made.
     pub history: Vec<History>,
+    /// What else its configuration says.
+    pub other: oci::Other,
+}
+
+/// The files of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageFiles {
+    /// The manifest as it is in the store; its digest is the image's.
+    pub manifest: Vec<u8>,
+    /// The configuration as it is in the store.
+    pub config: Vec<u8>,
+    /// What the manifest says.
+    pub parsed: Manifest,
+}
+
+/// A manifest and its configuration.
+struct Parsed {
+    manifest: Manifest,
+    config: ImageConfig,
+}
+
+/// Reads the manifest and the configuration of an image, and checks that they belong together.
+fn parse_image(id: &ImageId, manifest: &[u8], config: &[u8]) -> Result<Parsed, StoreError> {
+    let wrong = |problem: String| StoreError::ImageWrong { id: *id, problem };
+    let manifest: Manifest = serde_json::from_slice(manifest)
+        .map_err(|error| wrong(format!("its manifest is not one of an image: {error}")))?;
+    let found = Digest::of(config).to_string();
+    if manifest.config.digest != found || manifest.config.size != config.len() as u64 {
+        return Err(wrong(format!(
+            "its manifest wants a configuration of {} bytes with digest {}, this one has {} and {found}",
+            manifest.config.size,
+            manifest.config.digest,
+            config.len()
+        )));
+    }
+    let config: ImageConfig = serde_json::from_slice(config)
+        .map_err(|error| wrong(format!("its configuration is not one of an image: {error}")))?;
+    let (listed, layers) = (manifest.layers.len(), config.rootfs.diff_ids.len());
+    if listed != layers {
+        return Err(wrong(format!(
+            "its manifest lists {listed} layers, its configuration {layers}"
+        )));
+    }
+    Ok(Parsed { manifest, config })
 }
 
 impl Store {
@@ -74,6 +118,7 @@ impl Store {
                 diff_ids: layers.to_vec(),
             },
             history: spec.history.clone(),
+            other: spec.other.clone(),
         };
         let config = to_json(&config);
         let descriptors = layers.iter().map(|id| self.describe(id));
@@ -83,6 +128,69 @@ impl Store {
         self.publish_image(&id, &manifest, &config)?;
         self.set_name(&name, &id)?;
         self.image(&id)
+    }
+
+    /// Adds an image as somebody else made it: its manifest and its configuration are kept byte for
+    /// byte. Its layers, uncompressed, are in the store already. Another image that has the name loses
+    /// it.
+    ///
+    /// # Errors
+    /// When the name is not possible, manifest and configuration do not belong together or are not
+    /// those of an image, a layer is missing or damaged, the layers do not fit together, or the store
+    /// cannot be written.
+    pub fn put_image(
+        &self,
+        name: Option<&str>,
+        manifest: &[u8],
+        config: &[u8],
+    ) -> Result<Image, StoreError> {
+        let name = name.map(Name::parse).transpose()?;
+        self.for_writing()?;
+        let _lock = self.lock_shared()?;
+        let id = ImageId(Digest::of(manifest));
+        let parsed = parse_image(&id, manifest, config)?;
+        self.merged_index(&parsed.config.rootfs.diff_ids)?;
+        self.publish_image(&id, manifest, config)?;
+        if let Some(name) = &name {
+            self.set_name(name, &id)?;
+        }
+        self.image(&id)
+    }
+
+    /// The manifest and the configuration of an image, as they were written.
+    ///
+    /// # Errors
+    /// When the store does not have it, or has it damaged.
+    pub fn image_files(&self, id: &ImageId) -> Result<ImageFiles, StoreError> {
+        let dir = self.image_dir(id);
+        if !dir.exists() {
+            return Err(StoreError::NotFound(id.to_string()));
+        }
+        let read = |name: &str| {
+            let path = dir.join(name);
+            fs::read(&path).map_err(StoreError::io("read", path))
+        };
+        let (manifest, config) = (read(MANIFEST)?, read(CONFIG)?);
+        let problem = match Digest::of(&manifest) {
+            found if found == id.0 => None,
+            found => Some(format!("its digest is {found} instead of {}", id.0)),
+        };
+        if let Some(problem) = problem {
+            let path = dir.join(MANIFEST);
+            return Err(StoreError::ImageDamaged { path, problem });
+        }
+        let parsed = parse_image(id, &manifest, &config).map_err(|error| match error {
+            StoreError::ImageWrong { problem, .. } => StoreError::ImageDamaged {
+                path: dir.clone(),
+                problem,
+            },
+            error => error,
+        })?;
+        Ok(ImageFiles {
+            manifest,
+            config,
+            parsed: parsed.manifest,
+        })
     }
 
     /// Gives an image another name.
@@ -231,6 +339,7 @@ impl Store {
             media_type: oci::LAYER.into(),
             digest: id.to_string(),
             size: self.layer(id)?.tar_size,
+            other: oci::Other::new(),
         })
     }
 

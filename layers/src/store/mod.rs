@@ -43,7 +43,7 @@ mod txn;
 
 pub use error::StoreError;
 pub use gc::Swept;
-pub use images::{Image, ImageSpec};
+pub use images::{Image, ImageFiles, ImageSpec};
 pub use layers::LayerInfo;
 pub(crate) use layers::{INDEX, TARSPLIT};
 pub use lease::{Lease, Pins};

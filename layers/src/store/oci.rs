@@ -23,6 +23,9 @@ pub struct Descriptor {
     pub digest: String,
     /// Their length in bytes.
     pub size: u64,
+    /// What else it says (`annotations`, `urls`, `platform`, …).
+    #[serde(flatten)]
+    pub other: Other,
 }
 
 /// An image: its configuration and its layers ("Image Manifest").
@@ -30,11 +33,16 @@ pub struct Descriptor {
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
     schema_version: u32,
-    media_type: Option<String>,
+    /// Docker's or the OCI's; the OCI's may be left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
     /// The configuration.
     pub config: Descriptor,
     /// The layers, bottom first.
     pub layers: Vec<Descriptor>,
+    /// What else it says (`annotations`, …).
+    #[serde(flatten)]
+    pub other: Other,
 }
 
 impl Manifest {
@@ -47,8 +55,10 @@ impl Manifest {
                 media_type: CONFIG.into(),
                 digest: Digest::of(config).to_string(),
                 size: config.len() as u64,
+                other: Other::new(),
             },
             layers,
+            other: Other::new(),
         }
     }
 }
@@ -73,7 +83,13 @@ pub struct ImageConfig {
     /// How the layers were made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<History>,
+    /// What else it says (`variant`, `author`, …), so that an image made on top says it too.
+    #[serde(flatten)]
+    pub other: Other,
 }
+
+/// Fields that are not interpreted here, kept as they are.
+pub type Other = serde_json::Map<String, serde_json::Value>;
 
 /// The layers of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +110,12 @@ pub struct History {
     /// By what command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
+    /// By whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+    /// What its maker says about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
     /// Whether it changed nothing in the filesystem, so that there is no layer for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub empty_layer: bool,
@@ -121,6 +143,18 @@ pub struct ContainerConfig {
     /// Anything else people want to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<BTreeMap<String, String>>,
+    /// Ports it listens on, each `port/protocol`; the values are empty objects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exposed_ports: Option<BTreeMap<String, Other>>,
+    /// Directories whose contents are not the image's; the values are empty objects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<BTreeMap<String, Other>>,
+    /// Signal that ends it, by name or number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
+    /// What else it says: docker's `Healthcheck`, `OnBuild`, `Shell`, …
+    #[serde(flatten)]
+    pub other: Other,
 }
 
 // serde gives a reference to the field.
