@@ -6,5 +6,6 @@
 
 pub mod digest;
 pub mod index;
+pub mod json_path;
 pub mod store;
 pub mod tar;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lamina_layers::store::oci::History;
-use lamina_layers::store::{self, Access, Image, ImageSpec, LayerInfo, Store};
+use lamina_layers::store::{self, Access, Image, ImageSpec, LayerInfo, Source, Store};
 use lamina_layers::tar::{ImportOptions, import_layer};
 
 use super::diff;
@@ -50,6 +50,7 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<()> {
     let spec = base.map_or_else(ImageSpec::default, |image| spec_on(&image));
     layers.push(layer.diff_id);
     let made = store.tag(&args.tag, &layers, &spec)?;
+    store.set_source(&made.id, &Source::Committed { base: stack.image })?;
     let id = image::short(&made.id.to_string());
     out::print(format!("{}\n{}  {id}\n", layer.diff_id, args.tag))
 }

@@ -96,6 +96,16 @@ enum Source<'a> {
     Dir(&'a Path),
 }
 
+impl Source<'_> {
+    /// Its absolute path, to find it again; standard input has none.
+    fn path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Archive(path) if path.as_os_str() == "-" => None,
+            Self::Archive(path) | Self::Dir(path) => std::path::absolute(path).ok(),
+        }
+    }
+}
+
 fn build(context: &Context, args: &BuildArgs) -> anyhow::Result<()> {
     let store = context.store()?;
     if args
@@ -117,7 +127,14 @@ fn build(context: &Context, args: &BuildArgs) -> anyhow::Result<()> {
     }
     let layers = import_all(&store, &sources, args.max_size)?;
     if let Some(tag) = &args.tag {
-        store.tag(tag, &layers, &ImageSpec::default())?;
+        let image = store.tag(tag, &layers, &ImageSpec::default())?;
+        let from = sources.iter().filter_map(Source::path);
+        store.set_source(
+            &image.id,
+            &store::Source::Built {
+                from: from.collect(),
+            },
+        )?;
     }
     let chain = ChainId::of(&layers).map(|chain| chain.to_string());
     let lines: Vec<_> = layers

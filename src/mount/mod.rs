@@ -18,10 +18,11 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 
-pub mod json_path;
 pub mod options;
 pub mod record;
 pub mod table;
+
+pub use lamina_layers::json_path;
 
 use options::MountOptions;
 

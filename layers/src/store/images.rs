@@ -7,7 +7,7 @@ use std::path::Path;
 use super::oci::{self, ContainerConfig, Descriptor, History, ImageConfig, Manifest, RootFs};
 use super::refs::Name;
 use super::staging::Staging;
-use super::{Store, StoreError, sync_dir, txn};
+use super::{Store, StoreError, source, sync_dir, txn};
 use crate::digest::{ChainId, DiffId, Digest, ImageId};
 
 const MANIFEST: &str = "manifest.json";
@@ -330,7 +330,7 @@ impl Store {
         path.parent().map_or(Ok(()), sync_dir)
     }
 
-    fn image_dir(&self, id: &ImageId) -> std::path::PathBuf {
+    pub(super) fn image_dir(&self, id: &ImageId) -> std::path::PathBuf {
         self.root().join("images").join(id.0.hex())
     }
 
@@ -366,6 +366,7 @@ impl Store {
             };
             write().map_err(StoreError::io("write", &path))?;
         }
+        source::keep(&to, &dir)?;
         sync_dir(&dir)?;
         txn::publish_dir(&dir, &to)?;
         sync_dir(&self.root().join("images"))

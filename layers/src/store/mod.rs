@@ -5,7 +5,7 @@
 //! objects/ab/cdef…              file contents, named by SHA-256, mode 0444
 //! layers/<diffid hex>/{index,tarsplit,layer.json}
 //! merged/<chainid hex>-v1.index the layers of an image in one index: a cache
-//! images/<digest hex>/{manifest,config}.json
+//! images/<digest hex>/{manifest,config,source}.json
 //! refs/<name>                   names of images
 //! mounts/<name>/                kept uppers
 //! leases/<id>                   what a live mount pins; held by flock
@@ -37,6 +37,7 @@ mod lock;
 mod objects;
 pub mod oci;
 mod refs;
+mod source;
 mod staging;
 mod superblock;
 mod txn;
@@ -48,6 +49,7 @@ pub use layers::LayerInfo;
 pub(crate) use layers::{INDEX, TARSPLIT};
 pub use lease::{Lease, Pins};
 pub use refs::check_name;
+pub use source::Source;
 pub use txn::{Committed, Transaction};
 pub(crate) use txn::{LargeObject, LayerStage};
 

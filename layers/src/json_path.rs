@@ -80,6 +80,8 @@ pub mod option {
     use super::{Deserialize, Deserializer, JsonPath, PathBuf, Serialize, Serializer};
 
     /// Serializes it.
+    // serde gives a reference to the field.
+    #[allow(clippy::ref_option)]
     pub fn serialize<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
         path.as_deref().map(JsonPath::from).serialize(to)
     }
