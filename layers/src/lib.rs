@@ -7,5 +7,6 @@
 pub mod digest;
 pub mod index;
 pub mod json_path;
+pub mod oci;
 pub mod store;
 pub mod tar;

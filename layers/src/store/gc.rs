@@ -16,10 +16,12 @@ use crate::tar::{ExportError, layer_objects};
 pub struct Swept {
     /// Number of objects.
     pub objects: u64,
-    /// Their sizes together, in bytes.
+    /// The sizes of objects and kept blobs together, in bytes.
     pub bytes: u64,
     /// Number of merged indexes.
     pub merged: u64,
+    /// Number of kept blobs.
+    pub blobs: u64,
 }
 
 impl Store {
@@ -81,7 +83,30 @@ impl Store {
             }
         }
         self.sweep_merged(&mut swept)?;
+        self.sweep_blobs(&mut swept)?;
         Ok(swept)
+    }
+
+    /// Removes the kept blobs that no image's manifest names.
+    fn sweep_blobs(&self, swept: &mut Swept) -> Result<(), StoreError> {
+        let blobs = self.blobs()?;
+        if blobs.is_empty() {
+            return Ok(());
+        }
+        let mut needed = HashSet::new();
+        for image in self.images()? {
+            let layers = self.image_files(&image.id)?.parsed.layers;
+            needed.extend(layers.into_iter().map(|layer| layer.digest));
+        }
+        for (digest, size) in blobs {
+            if !needed.contains(&digest.to_string()) {
+                let path = self.blob_path(&digest);
+                fs::remove_file(&path).map_err(StoreError::io("remove", path))?;
+                swept.blobs += 1;
+                swept.bytes += size;
+            }
+        }
+        Ok(())
     }
 
     /// A mounted index that is removed stays mapped.

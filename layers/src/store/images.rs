@@ -59,13 +59,17 @@ pub struct ImageFiles {
 }
 
 /// A manifest and its configuration.
-struct Parsed {
-    manifest: Manifest,
-    config: ImageConfig,
+pub(crate) struct Parsed {
+    pub manifest: Manifest,
+    pub config: ImageConfig,
 }
 
 /// Reads the manifest and the configuration of an image, and checks that they belong together.
-fn parse_image(id: &ImageId, manifest: &[u8], config: &[u8]) -> Result<Parsed, StoreError> {
+pub(crate) fn parse_image(
+    id: &ImageId,
+    manifest: &[u8],
+    config: &[u8],
+) -> Result<Parsed, StoreError> {
     let wrong = |problem: String| StoreError::ImageWrong { id: *id, problem };
     let manifest: Manifest = serde_json::from_slice(manifest)
         .map_err(|error| wrong(format!("its manifest is not one of an image: {error}")))?;

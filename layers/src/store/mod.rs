@@ -5,6 +5,7 @@
 //! objects/ab/cdef…              file contents, named by SHA-256, mode 0444
 //! layers/<diffid hex>/{index,tarsplit,layer.json}
 //! merged/<chainid hex>-v1.index the layers of an image in one index: a cache
+//! blobs/<digest hex>             layers as they came, compressed; only where asked for
 //! images/<digest hex>/{manifest,config,source}.json
 //! refs/<name>                   names of images
 //! mounts/<name>/                kept uppers
@@ -28,6 +29,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::digest::{ChainId, DiffId};
 
+mod blobs;
 mod error;
 mod gc;
 mod images;
@@ -42,8 +44,10 @@ mod staging;
 mod superblock;
 mod txn;
 
+pub(crate) use blobs::BlobStage;
 pub use error::StoreError;
 pub use gc::Swept;
+pub(crate) use images::parse_image;
 pub use images::{Image, ImageFiles, ImageSpec};
 pub use layers::LayerInfo;
 pub(crate) use layers::{INDEX, TARSPLIT};
@@ -70,8 +74,8 @@ pub struct Store {
 }
 
 /// The directories of a store.
-const DIRECTORIES: [&str; 8] = [
-    "objects", "layers", "merged", "images", "refs", "mounts", "leases", "staging",
+const DIRECTORIES: [&str; 9] = [
+    "objects", "layers", "merged", "blobs", "images", "refs", "mounts", "leases", "staging",
 ];
 
 impl Store {

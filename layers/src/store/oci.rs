@@ -10,8 +10,28 @@ use crate::digest::{DiffId, Digest};
 
 /// Media type of an uncompressed layer, which is what a layer's diffID is the digest of.
 pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Media type of a layer packed by gzip.
+pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// Media type of a layer packed by zstd.
+pub const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+/// What the media types of layers begin with that were not to be redistributed.
+pub const LAYER_FOREIGN: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar";
+/// Media type of an image manifest.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Media type of an image index.
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type of an image configuration.
+pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Docker's media type of an uncompressed layer.
+pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+/// What docker's media types of layers begin with that come from elsewhere.
+pub const DOCKER_LAYER_FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
+/// Docker's media type of an image manifest.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Docker's media type of an image index.
+pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Docker's media type of an image configuration.
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
 /// Refers to contents by digest ("Content Descriptors").
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +63,40 @@ pub struct Manifest {
     /// What else it says (`annotations`, …).
     #[serde(flatten)]
     pub other: Other,
+}
+
+/// Images for several platforms, or just several ("Image Index").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Index {
+    schema_version: u32,
+    /// Docker's or the OCI's; the OCI's may be left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// Manifests of images, and further indexes.
+    pub manifests: Vec<Descriptor>,
+    /// What else it says (`annotations`, …).
+    #[serde(flatten)]
+    pub other: Other,
+}
+
+impl Index {
+    /// One with these manifests.
+    pub fn new(manifests: Vec<Descriptor>) -> Self {
+        Self {
+            schema_version: 2,
+            media_type: Some(INDEX.into()),
+            manifests,
+            other: Other::new(),
+        }
+    }
+}
+
+impl Descriptor {
+    /// The value of an annotation.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.other.get("annotations")?.get(key)?.as_str()
+    }
 }
 
 impl Manifest {

@@ -5,7 +5,7 @@
 //!
 //! 1. `syncfs`: the contents of all new files are on disk;
 //! 2. objects are renamed into place, and those renames made durable;
-//! 3. layers are renamed into place, and those renames made durable.
+//! 3. layers are renamed into place, and those renames made durable; kept blobs likewise.
 //!
 //! A crash before 3 leaves objects that nothing refers to, which the garbage collection removes.
 //! A transaction that is dropped leaves nothing.
@@ -31,7 +31,7 @@ use rustix::io::{Errno, pwrite};
 use super::lock::StoreLock;
 use super::objects;
 use super::staging::Staging;
-use super::{LayerInfo, Store, StoreError, sync_dir};
+use super::{BlobStage, LayerInfo, Store, StoreError, sync_dir};
 use crate::digest::{DiffId, Digest, ObjectId};
 
 /// Objects and layers on their way into a store. Several threads may add to it.
@@ -89,7 +89,7 @@ impl<'s> Transaction<'s> {
         store.for_writing()?;
         let lock = store.lock_shared()?;
         let staging = Staging::create(&store.root().join("staging"))?;
-        for name in ["objects", "layers"] {
+        for name in ["objects", "layers", "blobs"] {
             let path = staging.path().join(name);
             fs::create_dir(&path).map_err(StoreError::io("create", path))?;
         }
@@ -227,6 +227,18 @@ impl<'s> Transaction<'s> {
         Ok(())
     }
 
+    /// Starts a blob: the file of a layer as it came, compressed.
+    pub(crate) fn new_blob(&self) -> Result<BlobStage, StoreError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        BlobStage::create(self.staging.path().join(format!("blob-{number}")), MODE)
+    }
+
+    /// Adds a blob whose digest was found to be this.
+    pub(crate) fn add_blob(&self, stage: &BlobStage, digest: &Digest) -> Result<(), StoreError> {
+        let to = self.staging.path().join("blobs").join(digest.hex());
+        fs::rename(stage.path(), &to).map_err(StoreError::io("rename", stage.path()))
+    }
+
     /// Makes everything durable and puts it into the store.
     ///
     /// # Errors
@@ -234,7 +246,8 @@ impl<'s> Transaction<'s> {
     pub fn commit(self) -> Result<Committed, StoreError> {
         let layers = self.layers_to_publish()?;
         let objects = self.staged_objects()?;
-        if layers.is_empty() && objects.is_empty() {
+        let blobs = self.staged_digests("blobs")?;
+        if layers.is_empty() && objects.is_empty() && blobs.is_empty() {
             return Ok(Committed::default());
         }
         let prefixes = self.make_object_dirs(&objects)?;
@@ -254,6 +267,7 @@ impl<'s> Transaction<'s> {
             publish_dir(&self.staged_layer(id), &self.store.layer_dir(id))?;
         }
         sync_dir(&self.store.root().join("layers"))?;
+        self.publish_blobs(&blobs)?;
         Ok(Committed {
             layers,
             objects: self.new_objects.load(Ordering::Relaxed),
@@ -307,16 +321,33 @@ impl<'s> Transaction<'s> {
 
     /// The objects that are staged, sorted.
     fn staged_objects(&self) -> Result<Vec<ObjectId>, StoreError> {
-        let path = self.staging.path().join("objects");
-        let mut ids = Vec::new();
+        let digests = self.staged_digests("objects")?;
+        Ok(digests.into_iter().map(ObjectId).collect())
+    }
+
+    /// What is staged in a directory under a digest, sorted. Other names are of what was given up.
+    fn staged_digests(&self, dir: &str) -> Result<Vec<Digest>, StoreError> {
+        let path = self.staging.path().join(dir);
+        let mut digests = Vec::new();
         for entry in fs::read_dir(&path).map_err(StoreError::io("read", &path))? {
             let name = entry.map_err(StoreError::io("read", &path))?.file_name();
-            let digest = name.to_str().and_then(|hex| Digest::from_hex(hex).ok());
-            // Others are parts of large objects that were given up.
-            ids.extend(digest.map(ObjectId));
+            digests.extend(name.to_str().and_then(|hex| Digest::from_hex(hex).ok()));
         }
-        ids.sort_unstable();
-        Ok(ids)
+        digests.sort_unstable();
+        Ok(digests)
+    }
+
+    /// Renames blobs into place, and makes their names durable.
+    fn publish_blobs(&self, blobs: &[Digest]) -> Result<(), StoreError> {
+        if blobs.is_empty() {
+            return Ok(());
+        }
+        for digest in blobs {
+            let from = self.staging.path().join("blobs").join(digest.hex());
+            let to = self.store.blob_path(digest);
+            fs::rename(&from, &to).map_err(StoreError::io("create", to))?;
+        }
+        sync_dir(&self.store.root().join("blobs"))
     }
 
     /// Makes the directories that the objects go to.

@@ -7,11 +7,11 @@ mod contents;
 mod dir;
 mod error;
 mod export;
-mod header;
+pub(crate) mod header;
 mod import;
 mod input;
 mod number;
-mod pax;
+pub(crate) mod pax;
 mod reader;
 mod sparse;
 mod split;
@@ -38,4 +38,4 @@ pub use write::{EntryKind, EntryMeta, LayerWriter};
     clippy::format_push_string,
     clippy::semicolon_if_nothing_returned
 )]
-mod tests;
+pub(crate) mod tests;

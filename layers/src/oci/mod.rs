@@ -1,0 +1,24 @@
+//! Images of others: taking them into the store and giving them out, whatever carries them.
+//!
+//! ```text
+//! archive or directory ─┐                            ┌─> archive or directory
+//!                       ├─> ingest ─> store ─> blob ─┤
+//! registry ─────────────┘                            └─> registry
+//! ```
+//!
+//! [`ingest`] is the one way in: a carrier gives it a manifest, a configuration and a
+//! [`BlobSource`], and need not check anything itself. Nothing that a carrier says is trusted.
+
+mod document;
+mod ingest;
+mod media;
+mod platform;
+mod verify;
+
+pub use document::{Document, DocumentError, MAX_DOCUMENT};
+pub use ingest::{
+    BlobSource, IngestError, IngestOptions, IngestProgress, Ingested, LayerBlob, SourceError,
+    ingest,
+};
+pub use media::{Family, LayerMedia, UnknownMedia};
+pub use platform::{ParsePlatformError, Platform};
