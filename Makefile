@@ -11,7 +11,7 @@ SHARE = $(DESTDIR)$(PREFIX)/share
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 RELEASE = $(TARGET)/release/lamina
 
-.PHONY: all demo test unit integration fuzz lint soak fmt bench install uninstall clean
+.PHONY: all demo test unit integration instructions fuzz lint soak fmt bench install uninstall clean
 
 all:
 	scripts/setup build
@@ -27,7 +27,7 @@ test:
 	scripts/test
 
 # Parts of `make test`, for the impatient.
-lint unit integration fuzz:
+lint unit instructions integration fuzz:
 	scripts/setup test
 	scripts/test $@
 

@@ -12,7 +12,7 @@ import subprocess
 import chart
 from common import ROUNDS, TOP, Arena, machine, measure_output, progress, sh
 from contestants import CONTESTANTS, LAMINA_MODES, USUAL, Source, io_uring_enabled
-from workloads import SOURCES, WORKLOADS, AtMost
+from workloads import SOURCES, WORK, WORKLOADS, AtMost
 
 # The mode that `lamina mount` takes when root says nothing.
 DEFAULT_MODE = "cached"
@@ -72,6 +72,7 @@ def once(workload, source, contestant):
         os.sync()
         if workload.prepare:
             workload.prepare(path, source)
+        sh([WORK, "warm-memory", str(workload.memory << 30)])
         seconds, said = measure_output(workload.command(path), cwd=path)
     figures = {"total": seconds}
     for line in said.splitlines():

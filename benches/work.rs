@@ -42,6 +42,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["remove", dir] => phase("remove", || Ok(fs::remove_dir_all(dir)?)),
         ["read-first", file] => phase("read-first", || sequential(file.as_ref())),
         ["large", file] => large(file.as_ref()),
+        ["warm-memory", bytes] => warm_memory(bytes.parse()?),
         ["write-new", file, bytes] => write_new(file.as_ref(), bytes.parse()?),
         _ => Err("no such work; see benches/work.rs".into()),
     }
@@ -200,14 +201,15 @@ fn random_offsets(pages: u64, count: usize) -> impl Iterator<Item = u64> {
 
 /// Reads and writes a large file, which should be in the page cache, in many ways.
 fn large(path: &Path) -> Result<()> {
-    const TOUCHES: usize = 200_000;
+    const READS: usize = 200_000;
+    const WRITES: usize = 50_000;
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let size = file.metadata()?.len();
     let pages = size / PAGE as u64;
     let mut page = [0; PAGE];
     phase("read", || sequential(path))?;
     phase("random-read", || {
-        random_offsets(pages, TOUCHES).try_for_each(|at| Ok(file.read_exact_at(&mut page, at)?))
+        random_offsets(pages, READS).try_for_each(|at| Ok(file.read_exact_at(&mut page, at)?))
     })?;
     phase("mmap-read", || touch_mapped(&file, size))?;
     phase("rewrite", || {
@@ -216,7 +218,7 @@ fn large(path: &Path) -> Result<()> {
             .try_for_each(|number| Ok(file.write_all_at(&piece, number * PIECE as u64)?))
     })?;
     phase("random-write", || {
-        random_offsets(pages, TOUCHES).try_for_each(|at| Ok(file.write_all_at(&page, at)?))
+        random_offsets(pages, WRITES).try_for_each(|at| Ok(file.write_all_at(&page, at)?))
     })
 }
 
@@ -245,6 +247,24 @@ fn touch_mapped(file: &File, size: u64) -> Result<()> {
         sum
     };
     std::hint::black_box(sum);
+    Ok(())
+}
+
+/// Uses so much memory once and gives it back. A virtual machine whose host takes free memory away needs
+/// long for pages that it gets anew, whoever happens to ask for them first.
+fn warm_memory(bytes: usize) -> Result<()> {
+    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+    // SAFETY: a new mapping at an address of the kernel's choice, written to within its size, unmapped once.
+    unsafe {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let start = mmap_anonymous(std::ptr::null_mut(), bytes, access, MapFlags::PRIVATE)?;
+        // Without huge pages it only takes longer.
+        madvise(start, bytes, Advice::LinuxHugepage).ok();
+        for page in (0..bytes).step_by(PAGE) {
+            start.cast::<u8>().add(page).write_volatile(1);
+        }
+        munmap(start, bytes)?;
+    }
     Ok(())
 }
 

@@ -35,12 +35,14 @@ class Row:
 
 
 class Workload:
-    """`prepare(path, source)` comes before, untimed. `command(path)` is run in the mount; what it prints as
-    `phase number` counts, or else the time it took, as the phase "total"."""
+    """`prepare(path, source)` comes before, untimed, and then so many GiB of `memory` are used once: a host takes
+    back what is free, and whoever needs it first would pay for that. `command(path)` is run in the mount; what
+    it prints as `phase number` counts, or else the time it took, as the phase "total"."""
 
-    def __init__(self, key, source, command, rows, prepare=None, writes=True, who=USUAL, filesystem="ext4"):
+    def __init__(self, key, source, command, rows, prepare=None, writes=True, who=USUAL, filesystem="ext4", memory=1):
         self.key, self.source, self.command, self.rows = key, source, command, rows
         self.prepare, self.writes, self.who, self.filesystem = prepare, writes, who, filesystem
+        self.memory = memory
 
 
 def tool(*words):
@@ -188,7 +190,7 @@ WORKLOADS = [
     Workload(
         "append-small", "root", tool("append-small", "usr", "2000"),
         {"append-small": Row("append a byte to 2,000 small lower files", Target(2, "kovl"))},
-        prepare=was_read,
+        prepare=was_read, who=[*USUAL, "kovl-volatile", "lamina-volatile"],
     ),
     Workload(
         "chmod", "root", tool("chmod", ".", "10000"),
@@ -204,16 +206,16 @@ WORKLOADS = [
             "random-read": Row("200,000 reads of 4 KiB", Target(1.1, "kovl")),
             "mmap-read": Row("touch each page of a mapping", Target(1.1, "kovl")),
             "rewrite": Row("write it anew, in place", Target(1.1, "kovl"), mode="passthrough"),
-            "random-write": Row("200,000 writes of 4 KiB", Target(1.1, "kovl")),
+            "random-write": Row("50,000 writes of 4 KiB", Target(1.1, "kovl")),
         },
-        prepare=backing_warm,
+        prepare=backing_warm, memory=6,
     ),
     *(
         Workload(
             f"append-large-{filesystem}", "large", tool("append", "large"),
             {"append": Row(f"append a byte to a lower file of 1 GiB, {filesystem}", *targets)},
             prepare=backing_warm, filesystem=filesystem,
-            who=[*USUAL, "kovl-volatile", "lamina-volatile"],
+            who=[*USUAL, "kovl-volatile", "lamina-volatile"], memory=6,
         )
         for filesystem, targets in [("ext4", [Target(1.1, "kovl")]), ("btrfs", [AtMost(0.05)]), ("xfs", [AtMost(0.05)])]
         if shutil.which("mkfs." + filesystem, path=os.environ["PATH"] + ":/usr/sbin:/sbin")

@@ -22,12 +22,14 @@ mod abi;
 pub(crate) mod aliases;
 mod greeting;
 mod handler;
+mod memory;
 mod opens;
 mod ring;
 mod wire;
 
 pub use abi::op::name as request_name;
 use handler::Handler;
+pub use memory::InMemory;
 use opens::Opens;
 
 /// How the contents of files are read and written.

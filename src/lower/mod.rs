@@ -185,15 +185,12 @@ impl Lowers {
         self.layers.len() == 1
     }
 
-    /// The image among the lowers, if there is one.
+    /// The image among the lowers, if there is one: it is below everything else.
     pub fn image(&self) -> Option<(LayerIx, &ImageLayer)> {
-        self.layers
-            .iter()
-            .enumerate()
-            .find_map(|(at, layer)| match layer {
-                Layer::Image(image) => Some((LayerIx(at as u16), image)),
-                Layer::Dir(_) => None,
-            })
+        match self.layers.split_last() {
+            Some((Layer::Image(image), above)) => Some((LayerIx(above.len() as u16), image)),
+            _ => None,
+        }
     }
 
     /// Attributes of an object; `ino` is its number in the mount.
