@@ -1,114 +1,100 @@
 //! `lamina image`.
 
-use clap::{Args, Subcommand};
-use lamina_layers::store::{Image, Store, StoreError};
+use clap::Subcommand;
+use lamina_layers::store::Image;
 
-use super::{Context, out, table};
+use super::Context;
+
+mod df;
+mod history;
+mod inspect;
+mod ls;
+mod names;
+mod verify;
 
 /// Commands for images.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// List images
-    Ls(LsArgs),
-    /// Show an image: its digests, layers and configuration
-    Inspect(InspectArgs),
+    Ls(ls::LsArgs),
+    /// Show images: their digests, names, layers, configuration and where they came from, as JSON
+    Inspect(inspect::InspectArgs),
+    /// Show how an image was made, the newest step first
+    History(history::HistoryArgs),
+    /// Give an image further names
+    Tag(names::TagArgs),
+    /// Take names from images, which stay
+    Untag(names::UntagArgs),
     /// Remove a name of an image; the image goes with its last name
-    Rm(RmArgs),
-}
-
-/// Arguments of `lamina image ls`.
-#[derive(Debug, Args)]
-pub struct LsArgs {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-/// Arguments of `lamina image inspect`.
-#[derive(Debug, Args)]
-pub struct InspectArgs {
-    /// Name, digest, or the start of a digest
-    image: String,
-}
-
-/// Arguments of `lamina image rm`.
-#[derive(Debug, Args)]
-pub struct RmArgs {
-    /// Names, digests, or starts of digests
-    #[arg(required = true)]
-    images: Vec<String>,
+    Rm(names::RmArgs),
+    /// Show what images take on the disk, alone and shared with each other
+    Df(df::DfArgs),
+    /// Check images from their manifests down to the contents of their files
+    Verify(verify::VerifyArgs),
 }
 
 /// Runs one.
 pub fn run(context: &Context, command: ImageCommand) -> anyhow::Result<()> {
     match command {
-        ImageCommand::Ls(args) => list(context, &args),
-        ImageCommand::Inspect(args) => inspect(context, &args),
-        ImageCommand::Rm(args) => {
-            let store = context.store()?;
-            for name in &args.images {
-                remove(&store, name)?;
-            }
-            Ok(())
-        }
+        ImageCommand::Ls(args) => ls::run(context, &args),
+        ImageCommand::Inspect(args) => inspect::run(context, &args),
+        ImageCommand::History(args) => history::run(context, &args),
+        ImageCommand::Tag(args) => names::tag(context, &args),
+        ImageCommand::Untag(args) => names::untag(context, &args),
+        ImageCommand::Rm(args) => names::remove(context, &args),
+        ImageCommand::Df(args) => df::run(context, &args),
+        ImageCommand::Verify(args) => verify::run(context, &args),
     }
 }
 
-/// Removes a name, and with the last name the image and those of its layers that nothing else has.
-fn remove(store: &Store, name: &str) -> anyhow::Result<()> {
-    let image = store.resolve(name)?;
-    if image.names.len() > 1 && image.names.iter().any(|known| known == name) {
-        store.untag(name)?;
-        return Ok(());
-    }
-    store.remove_image(&image.id)?;
-    for layer in image.layers.iter().rev() {
-        match store.remove_layer(layer) {
-            Ok(_) | Err(StoreError::InUse { .. } | StoreError::NoLayer(_)) => {}
-            Err(error) => return Err(error.into()),
+/// Does something to each of several things, also if it fails with one of them; all failures are
+/// told.
+fn each<'a>(
+    things: impl IntoIterator<Item = &'a String>,
+    mut act: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut failed = None;
+    for thing in things {
+        if let Err(error) = act(thing)
+            && let Some(earlier) = failed.replace(error)
+        {
+            super::complain(&earlier);
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
-fn list(context: &Context, args: &LsArgs) -> anyhow::Result<()> {
-    let images = context.store_to_read()?.images()?;
-    if args.json {
-        let values: Vec<_> = images.iter().map(json).collect();
-        return out::json(&values);
+/// A name in its parts: `debian` is `debian` and `latest`.
+fn parts(name: &str) -> (&str, &str) {
+    match name.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, tag),
+        _ => (name, "latest"),
     }
-    let row = |image: &Image| {
-        let name = if image.names.is_empty() {
-            "-".to_owned()
-        } else {
-            image.names.join(", ")
-        };
-        let layers = image.layers.len().to_string();
-        vec![
-            name,
-            short(&image.id.to_string()),
-            layers,
-            table::size(image.size),
-        ]
+}
+
+/// The names of an image with their tags.
+fn tagged(image: &Image) -> Vec<String> {
+    let names = image.names.iter();
+    names
+        .map(|name| {
+            let (path, tag) = parts(name);
+            format!("{path}:{tag}")
+        })
+        .collect()
+}
+
+/// When an image or a layer was made, for people.
+fn when(created: Option<&str>) -> String {
+    let Some(created) = created else {
+        return "-".to_owned();
     };
-    let rows: Vec<_> = images.iter().map(row).collect();
-    table::print(&["NAME", "IMAGE ID", "LAYERS", "SIZE"], &rows)
-}
-
-fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
-    let image = context.store_to_read()?.resolve(&args.image)?;
-    out::json(&json(&image))
-}
-
-fn json(image: &Image) -> serde_json::Value {
-    serde_json::json!({
-        "id": image.id,
-        "names": image.names,
-        "chain_id": image.chain,
-        "layers": image.layers,
-        "size": image.size,
-        "config": image.config,
-    })
+    let parsed = humantime::parse_rfc3339(created).ok();
+    let since = parsed.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    // As it stands there if it is in no form that is known.
+    since.map_or_else(
+        || created.to_owned(),
+        |since| format!("{} ago", super::table::ago(since.as_secs())),
+    )
 }
 
 /// The first 12 digits of a digest, as docker shows them.
@@ -118,4 +104,28 @@ pub fn short(digest: &str) -> String {
         .chars()
         .take(12)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_tags() {
+        for (name, expected) in [
+            ("debian", ("debian", "latest")),
+            ("debian:12", ("debian", "12")),
+            ("host:5000/a/b", ("host:5000/a/b", "latest")),
+            ("host:5000/a/b:c", ("host:5000/a/b", "c")),
+        ] {
+            assert_eq!(parts(name), expected);
+        }
+    }
+
+    #[test]
+    fn times_for_people() {
+        assert_eq!(when(None), "-");
+        assert_eq!(when(Some("yesterday")), "yesterday");
+        assert!(when(Some("2020-01-02T03:04:05.678901234Z")).ends_with(" d ago"));
+    }
 }

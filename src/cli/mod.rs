@@ -12,6 +12,8 @@ use lamina_layers::store::{Access, Store};
 mod commit;
 mod daemon;
 mod diff;
+mod fsck;
+mod gc;
 mod generate;
 mod image;
 mod layer;
@@ -79,7 +81,7 @@ enum Command {
     /// Build, list and remove layers
     #[command(subcommand)]
     Layer(layer::LayerCommand),
-    /// List, inspect and remove images
+    /// List, inspect, name, check and remove images
     #[command(subcommand)]
     Image(image::ImageCommand),
     /// Mount an image or directories, with a writable upper directory
@@ -96,6 +98,10 @@ enum Command {
     Diff(diff::DiffArgs),
     /// Make a layer of what a mount's upper directory changes, and an image with it on top
     Commit(commit::CommitArgs),
+    /// Remove from the store what nothing needs any more
+    Gc(gc::GcArgs),
+    /// Check the store, and repair it
+    Fsck(fsck::FsckArgs),
     /// Print a completion script for a shell
     Completions(generate::CompletionArgs),
     /// Write the manual pages into a directory
@@ -177,6 +183,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Rm(args) => rm::run(&context, &args),
         Command::Diff(args) => diff::run(&context, &args),
         Command::Commit(args) => commit::run(&context, &args),
+        Command::Gc(args) => gc::run(&context, &args),
+        Command::Fsck(args) => fsck::run(&context, &args),
         Command::Completions(args) => generate::completions(&args),
         Command::GenMan(args) => generate::man(&args),
     }

@@ -240,6 +240,7 @@ impl MountArgs {
                 holder: format!("the mount at {}", target.display()),
                 image: store.image(&image.id).ok().map(|image| image.id),
                 layers: image.layers.clone(),
+                blobs: Vec::new(),
             })?);
             config.image = Some(ImageLower {
                 store: Arc::clone(store),

@@ -1,8 +1,8 @@
 //! Taking an image into the store.
 //!
 //! Layers are taken several at once, each in a transaction of its own: one that is complete stays,
-//! so that a second try after a failure need not read it again. Nothing else stays. The store is
-//! locked against removals until the image is there.
+//! so that a second try after a failure need not read it again. Nothing else stays. What is found in
+//! the store or added is kept from removals until the store is closed.
 //!
 //! A blob is read once: it is unpacked, digested and, where wanted, kept as it comes. A layer gets
 //! into the store only if its blob has the digest and the size that the manifest says, and the
@@ -206,8 +206,6 @@ pub fn ingest(
         check_name(name)?;
     }
     let layers = plan(manifest, config)?;
-    // Until the image refers to them, nothing protects the layers.
-    let _lock = store.lock_shared()?;
     let mut seen = HashSet::new();
     let mut wanted = Vec::new();
     for layer in &layers {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, fchmod, openat};
 
-use super::{Store, StoreError};
+use super::{Access, Store, StoreError};
 use crate::digest::Digest;
 
 /// A blob that is being written, before its digest is known.
@@ -65,10 +65,22 @@ impl Store {
         Ok((meta.is_file() && meta.len() == size).then_some(file))
     }
 
-    /// Whether a kept blob of `size` bytes is there.
+    /// Whether a kept blob of `size` bytes is there. One that is stays until the store is dropped, if
+    /// that was opened for writing.
     pub fn has_blob(&self, digest: &Digest, size: u64) -> bool {
-        fs::symlink_metadata(self.blob_path(digest))
-            .is_ok_and(|meta| meta.is_file() && meta.len() == size)
+        let there = || {
+            fs::symlink_metadata(self.blob_path(digest))
+                .is_ok_and(|meta| meta.is_file() && meta.len() == size)
+        };
+        if self.access() == Access::ReadOnly || !there() {
+            return there();
+        }
+        let lock = self.lock_shared();
+        let kept = lock.and_then(|lock| self.keep(&[], &[*digest], None, &lock));
+        if let Err(error) = kept {
+            tracing::warn!("blob {digest} may be removed any moment: {error}");
+        }
+        there()
     }
 
     /// The kept blobs, with their sizes in bytes.

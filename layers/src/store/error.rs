@@ -142,6 +142,16 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: String,
     },
+    /// What kept changes belong on cannot be understood.
+    #[error("the changes named '{name}' are damaged: {}: {problem}. 'lamina rm {name}' throws them away", .path.display())]
+    KeptDamaged {
+        /// Their name.
+        name: String,
+        /// Path of `mount.json`.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// An image that is to be added is none.
     #[error("image {id} cannot be added: {problem}")]
     ImageWrong {

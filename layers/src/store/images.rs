@@ -20,6 +20,8 @@ const PREFIX_MIN: usize = 4;
 pub struct Image {
     /// The digest of its manifest. Of a bare layer, which has no manifest, its diffID.
     pub id: ImageId,
+    /// The digest of its configuration, which is docker's image id. Of a bare layer, its diffID.
+    pub config_digest: Digest,
     /// Its names, sorted.
     pub names: Vec<String>,
     /// Its layers, bottom first; at least one.
@@ -107,7 +109,7 @@ impl Store {
     ) -> Result<Image, StoreError> {
         let name = Name::parse(name)?;
         self.for_writing()?;
-        let _lock = self.lock_shared()?;
+        let lock = self.lock_shared()?;
         self.merged_index(layers)?;
         let config = ImageConfig {
             created: spec.created.clone(),
@@ -129,6 +131,7 @@ impl Store {
         let manifest = Manifest::new(&config, descriptors.collect::<Result<_, _>>()?);
         let manifest = to_json(&manifest);
         let id = ImageId(Digest::of(&manifest));
+        self.keep(layers, &[], Some(id), &lock)?;
         self.publish_image(&id, &manifest, &config)?;
         self.set_name(&name, &id)?;
         self.image(&id)
@@ -136,7 +139,7 @@ impl Store {
 
     /// Adds an image as somebody else made it: its manifest and its configuration are kept byte for
     /// byte. Its layers, uncompressed, are in the store already. Another image that has the name loses
-    /// it.
+    /// it. Without a name, the image stays at least until the store is dropped.
     ///
     /// # Errors
     /// When the name is not possible, manifest and configuration do not belong together or are not
@@ -150,10 +153,11 @@ impl Store {
     ) -> Result<Image, StoreError> {
         let name = name.map(Name::parse).transpose()?;
         self.for_writing()?;
-        let _lock = self.lock_shared()?;
+        let lock = self.lock_shared()?;
         let id = ImageId(Digest::of(manifest));
         let parsed = parse_image(&id, manifest, config)?;
         self.merged_index(&parsed.config.rootfs.diff_ids)?;
+        self.keep(&[], &[], Some(id), &lock)?;
         self.publish_image(&id, manifest, config)?;
         if let Some(name) = &name {
             self.set_name(name, &id)?;
@@ -209,6 +213,26 @@ impl Store {
         self.set_name(&name, id)
     }
 
+    /// The image that has this name, not a digest; `None` also for what is no name.
+    ///
+    /// # Errors
+    /// When the name is damaged.
+    pub fn named(&self, name: &str) -> Result<Option<ImageId>, StoreError> {
+        match Name::parse(name) {
+            Ok(name) => self.named_image(&name),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The names of an image, sorted.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn names_of(&self, id: &ImageId) -> Result<Vec<String>, StoreError> {
+        let names = self.names()?.into_iter().filter(|(_, other)| other == id);
+        Ok(names.map(|(name, _)| name.as_str().to_owned()).collect())
+    }
+
     /// The image with this digest.
     ///
     /// # Errors
@@ -248,8 +272,8 @@ impl Store {
         Ok(images)
     }
 
-    /// What a person calls by a name, a digest, or the beginning of one: an image, also by its chain
-    /// ID, or a layer, as an image of one layer.
+    /// What a person calls by a name, a digest, or the beginning of one: an image, by the digest of its
+    /// manifest or configuration or its chain ID, or a layer, as an image of one layer.
     ///
     /// # Errors
     /// When there is no such thing, there are several, or it is damaged.
@@ -267,7 +291,7 @@ impl Store {
         }
         let mut found = Vec::new();
         for image in self.images()? {
-            for digest in [image.id.0, image.chain.0] {
+            for digest in [image.id.0, image.config_digest, image.chain.0] {
                 if digest.hex().starts_with(prefix) {
                     found.push((digest, image));
                     break;
@@ -301,37 +325,6 @@ impl Store {
         let id = id.ok_or_else(|| StoreError::NotFound(name.to_owned()))?;
         self.remove_name(&parsed)?;
         Ok(id)
-    }
-
-    /// Removes an image with all its names. Its layers stay.
-    ///
-    /// # Errors
-    /// When the store does not have it, a live mount uses it, or the store cannot be written.
-    pub fn remove_image(&self, id: &ImageId) -> Result<(), StoreError> {
-        self.for_writing()?;
-        let _lock = self.lock_exclusive()?;
-        let path = self.image_dir(id);
-        if !path.exists() {
-            return Err(StoreError::NotFound(id.to_string()));
-        }
-        let by = self.holders(|pins| pins.image == Some(*id))?;
-        if !by.is_empty() {
-            let what = format!("image {id}");
-            return Err(StoreError::InUse { what, by });
-        }
-        for (name, other) in self.names()? {
-            if other == *id {
-                self.remove_name(&name)?;
-            }
-        }
-        self.discard(&path)
-    }
-
-    /// Takes a directory out of the store in one step, then removes it.
-    pub(super) fn discard(&self, path: &Path) -> Result<(), StoreError> {
-        let staging = Staging::create(&self.root().join("staging"))?;
-        fs::rename(path, staging.path().join("removed")).map_err(StoreError::io("remove", path))?;
-        path.parent().map_or(Ok(()), sync_dir)
     }
 
     pub(super) fn image_dir(&self, id: &ImageId) -> std::path::PathBuf {
@@ -377,7 +370,7 @@ impl Store {
     }
 
     /// An image without its names.
-    fn read_image(&self, id: &ImageId) -> Result<Image, StoreError> {
+    pub(super) fn read_image(&self, id: &ImageId) -> Result<Image, StoreError> {
         let dir = self.image_dir(id);
         if !dir.exists() {
             return Err(StoreError::NotFound(id.to_string()));
@@ -397,6 +390,7 @@ impl Store {
             ChainId::of(&layers).ok_or_else(|| damaged(&config_path, "it has no layers".into()))?;
         Ok(Image {
             id: *id,
+            config_digest: digest,
             names: Vec::new(),
             layers,
             chain,
@@ -409,6 +403,7 @@ impl Store {
     fn bare_layer(&self, id: &DiffId) -> Result<Image, StoreError> {
         Ok(Image {
             id: ImageId(id.0),
+            config_digest: id.0,
             names: Vec::new(),
             layers: vec![*id],
             chain: ChainId(id.0),

@@ -71,8 +71,26 @@ impl Store {
         Ok(info)
     }
 
-    /// Whether the store has a layer.
+    /// Whether the store has a layer, and it is not known to be damaged. One that it has stays until the store is dropped, if that was
+    /// opened for writing: whoever asks is going to rely on it.
     pub fn has_layer(&self, id: &DiffId) -> bool {
+        if self.distrusted.lock().layers.contains(id) {
+            return false;
+        }
+        if self.access() == Access::ReadOnly || !self.is_layer(id) {
+            return self.is_layer(id);
+        }
+        let kept = self
+            .lock_shared()
+            .and_then(|lock| self.keep(&[*id], &[], None, &lock));
+        if let Err(error) = kept {
+            tracing::warn!("layer {id} may be removed any moment: {error}");
+        }
+        self.is_layer(id)
+    }
+
+    /// Whether the store has a layer at this moment.
+    pub(super) fn is_layer(&self, id: &DiffId) -> bool {
         self.layer_dir(id).join(INFO).exists()
     }
 

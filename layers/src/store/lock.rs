@@ -1,8 +1,9 @@
 //! The lock of the whole store.
 //!
-//! Whoever adds to the store or relies on what it found there (an import that reuses objects, a
-//! tag, a lease) holds the lock of `store.json` shared for that time; whoever removes something
-//! holds it exclusively. A mount holds it for a moment only, when it takes its lease.
+//! Whoever publishes something that refers to other things in the store (layers, an image, a name)
+//! or notes down what must stay (a lease, the needs of a transaction) holds the lock of `store.json`
+//! shared meanwhile; whoever decides what goes, and takes it out, holds it exclusively. Both are
+//! moments: what lasts (an import, a mount, the deletion of what was taken out) is done without it.
 
 use std::fs::File;
 

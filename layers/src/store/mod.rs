@@ -11,6 +11,7 @@
 //! mounts/<name>/                kept uppers
 //! leases/<id>                   what a live mount pins; held by flock
 //! staging/<unique>/             everything is written here first
+//! quarantine/<unique>/          damaged things, out of the way
 //! ```
 //!
 //! Several processes use a store at once. Files in it never change: they are written in staging,
@@ -20,22 +21,27 @@
 //!
 //! Nothing read from the store is trusted: damage is found and named.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use crate::digest::{ChainId, DiffId};
+use crate::digest::{ChainId, DiffId, ObjectId};
 
 mod blobs;
 mod error;
+mod fsck;
 mod gc;
 mod images;
+mod kept;
 mod layers;
 mod lease;
 mod lock;
+mod needs;
 mod objects;
 pub mod oci;
 mod refs;
@@ -43,12 +49,16 @@ mod source;
 mod staging;
 mod superblock;
 mod txn;
+mod usage;
+mod verify;
 
 pub(crate) use blobs::BlobStage;
 pub use error::StoreError;
-pub use gc::Swept;
+pub use fsck::{Damage, FsckOptions, Outcome, Refetch, Report, Subject};
+pub use gc::{GcOptions, Swept};
 pub(crate) use images::parse_image;
 pub use images::{Image, ImageFiles, ImageSpec};
+pub use kept::Kept;
 pub use layers::LayerInfo;
 pub(crate) use layers::{INDEX, TARSPLIT};
 pub use lease::{Lease, Pins};
@@ -56,6 +66,8 @@ pub use refs::check_name;
 pub use source::Source;
 pub use txn::{Committed, Transaction};
 pub(crate) use txn::{LargeObject, LayerStage};
+pub use usage::{ImageUsage, Usage};
+pub use verify::{Verified, VerifiedLayer};
 
 /// How a store is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +83,16 @@ pub struct Store {
     root: PathBuf,
     access: Access,
     objects: OwnedFd,
+    /// The lease on what this process found or added, and is going to refer to.
+    kept: Mutex<Option<(Pins, Lease)>>,
+    distrusted: Mutex<Distrusted>,
+}
+
+/// What is known to be damaged, and is written again by an import instead of being reused.
+#[derive(Default)]
+struct Distrusted {
+    objects: HashSet<ObjectId>,
+    layers: HashSet<DiffId>,
 }
 
 /// The directories of a store.
@@ -111,6 +133,8 @@ impl Store {
             root,
             access,
             objects,
+            kept: Mutex::default(),
+            distrusted: Mutex::default(),
         };
         if access == Access::ReadWrite {
             store.clear_stale_leases()?;

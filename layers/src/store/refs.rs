@@ -59,7 +59,7 @@ impl Name {
     }
 
     /// The name that a file stands for.
-    fn of_file(file: &str) -> Option<Self> {
+    pub fn of_file(file: &str) -> Option<Self> {
         let name = Self::parse(&file.replace("%2F", "/")).ok()?;
         (name.file() == file).then_some(name)
     }
@@ -122,7 +122,7 @@ fn check_tag(tag: &str) -> Result<(), &'static str> {
 }
 
 impl Store {
-    fn ref_path(&self, name: &Name) -> PathBuf {
+    pub(super) fn ref_path(&self, name: &Name) -> PathBuf {
         self.root().join("refs").join(name.file())
     }
 
@@ -145,6 +145,21 @@ impl Store {
 
     /// All names with their images, sorted by name. Damaged ones are left out.
     pub(super) fn names(&self) -> Result<Vec<(Name, ImageId)>, StoreError> {
+        self.read_names(|error| {
+            tracing::warn!("{error}");
+            Ok(())
+        })
+    }
+
+    /// The same, but a damaged one is an error.
+    pub(super) fn all_names(&self) -> Result<Vec<(Name, ImageId)>, StoreError> {
+        self.read_names(Err)
+    }
+
+    fn read_names(
+        &self,
+        damaged: impl Fn(StoreError) -> Result<(), StoreError>,
+    ) -> Result<Vec<(Name, ImageId)>, StoreError> {
         let path = self.root().join("refs");
         let mut names = Vec::new();
         for entry in fs::read_dir(&path).map_err(StoreError::io("read", &path))? {
@@ -155,7 +170,7 @@ impl Store {
             match self.named_image(&name) {
                 Ok(Some(id)) => names.push((name, id)),
                 Ok(None) => {}
-                Err(error) => tracing::warn!("{error}"),
+                Err(error) => damaged(error)?,
             }
         }
         names.sort();

@@ -10,9 +10,11 @@
 //! A crash before 3 leaves objects that nothing refers to, which the garbage collection removes.
 //! A transaction that is dropped leaves nothing.
 //!
-//! Objects that the store has already are not written. They cannot go away meanwhile: the store is
-//! locked against removals. They need no further care for durability either: whoever published
+//! Objects that the store has already are not written. They do not go away meanwhile: they are
+//! noted down (`needs.rs`). They need no further care for durability either: whoever published
 //! them may not have made their names durable yet, but step 1 does.
+//!
+//! Layers that were committed stay, referred to or not, until the [`Store`] is dropped.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -28,7 +30,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, pwrite};
 
-use super::lock::StoreLock;
+use super::needs::Needs;
 use super::objects;
 use super::staging::Staging;
 use super::{BlobStage, LayerInfo, Store, StoreError, sync_dir};
@@ -39,6 +41,7 @@ pub struct Transaction<'s> {
     store: &'s Store,
     staging: Staging,
     objects: OwnedFd,
+    needs: Needs,
     /// Whether the umask takes permissions from new files that objects must have.
     fix_mode: bool,
     /// Number of the next temporary name.
@@ -47,8 +50,6 @@ pub struct Transaction<'s> {
     layers: Mutex<BTreeSet<DiffId>>,
     new_objects: AtomicU64,
     new_bytes: AtomicU64,
-    // Given up last: the staging directory goes first.
-    _lock: StoreLock,
 }
 
 /// What a transaction added to the store.
@@ -81,13 +82,12 @@ impl LayerStage {
 }
 
 impl<'s> Transaction<'s> {
-    /// Starts one. It holds the store's lock until it ends.
+    /// Starts one.
     ///
     /// # Errors
     /// When the store is open for reading only, or a system call fails.
     pub fn begin(store: &'s Store) -> Result<Self, StoreError> {
         store.for_writing()?;
-        let lock = store.lock_shared()?;
         let staging = Staging::create(&store.root().join("staging"))?;
         for name in ["objects", "layers", "blobs"] {
             let path = staging.path().join(name);
@@ -97,17 +97,18 @@ impl<'s> Transaction<'s> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let objects =
             openat(CWD, &path, flags, Mode::empty()).map_err(StoreError::io("open", &path))?;
+        let needs = Needs::create(staging.path())?;
         let fix_mode = mode_of_new_file(staging.path())? != MODE;
         Ok(Self {
             store,
             staging,
             objects,
+            needs,
             fix_mode,
             next: AtomicU64::new(0),
             layers: Mutex::default(),
             new_objects: AtomicU64::new(0),
             new_bytes: AtomicU64::new(0),
-            _lock: lock,
         })
     }
 
@@ -124,7 +125,7 @@ impl<'s> Transaction<'s> {
         size: u64,
         pieces: impl Iterator<Item = (u64, &'p [u8])>,
     ) -> Result<(), StoreError> {
-        if self.store.has_object(id, size) {
+        if self.reuse(id, size)? {
             return Ok(());
         }
         let name = id.0.hex();
@@ -145,6 +146,20 @@ impl<'s> Transaction<'s> {
         write().map_err(StoreError::io("write", self.staging.path().join(name)))?;
         self.count_object(size);
         Ok(())
+    }
+
+    /// Whether the store has an object; if so it stays until the transaction ends.
+    fn reuse(&self, id: &ObjectId, size: u64) -> Result<bool, StoreError> {
+        // Most objects are new: no lock for them.
+        if !self.store.has_object(id, size) || self.store.distrusted.lock().objects.contains(id) {
+            return Ok(false);
+        }
+        let lock = self.store.lock_shared()?;
+        let there = self.store.has_object(id, size);
+        if there {
+            self.needs.add(&[*id], &lock)?;
+        }
+        Ok(there)
     }
 
     /// Starts an object of `size` bytes whose digest is not known yet; what is not written of it
@@ -184,7 +199,7 @@ impl<'s> Transaction<'s> {
     ) -> Result<(), StoreError> {
         let failed = StoreError::io("rename", self.staging.path().join(&object.name));
         let name = object.name.as_str();
-        if self.store.has_object(id, size) {
+        if self.reuse(id, size)? {
             return unlinkat(&self.objects, name, AtFlags::empty()).map_err(failed);
         }
         let flags = RenameFlags::NOREPLACE;
@@ -244,14 +259,15 @@ impl<'s> Transaction<'s> {
     /// # Errors
     /// When a system call fails. Nothing but objects that nothing refers to may be left then.
     pub fn commit(self) -> Result<Committed, StoreError> {
-        let layers = self.layers_to_publish()?;
         let objects = self.staged_objects()?;
         let blobs = self.staged_digests("blobs")?;
-        if layers.is_empty() && objects.is_empty() && blobs.is_empty() {
+        if objects.is_empty() && blobs.is_empty() && self.layers.lock().is_empty() {
             return Ok(Committed::default());
         }
         let prefixes = self.make_object_dirs(&objects)?;
         self.sync_all()?;
+        // Nothing refers to them until the layers are there.
+        self.needs.add(&objects, &self.store.lock_shared()?)?;
         for id in &objects {
             let path = self.store.object_path(id);
             renameat(
@@ -263,16 +279,26 @@ impl<'s> Transaction<'s> {
             .map_err(StoreError::io("create", path))?;
         }
         self.sync_object_names(&prefixes)?;
+        Ok(Committed {
+            layers: self.publish_layers(&blobs)?,
+            objects: self.new_objects.load(Ordering::Relaxed),
+            object_bytes: self.new_bytes.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Puts the layers into the store that it does not have exactly so, and the blobs. All of them stay,
+    /// also while nothing refers to them yet.
+    fn publish_layers(&self, blobs: &[Digest]) -> Result<Vec<DiffId>, StoreError> {
+        let lock = self.store.lock_shared()?;
+        let staged: Vec<DiffId> = self.layers.lock().iter().copied().collect();
+        self.store.keep(&staged, blobs, None, &lock)?;
+        let layers = self.layers_to_publish()?;
         for id in &layers {
             publish_dir(&self.staged_layer(id), &self.store.layer_dir(id))?;
         }
         sync_dir(&self.store.root().join("layers"))?;
-        self.publish_blobs(&blobs)?;
-        Ok(Committed {
-            layers,
-            objects: self.new_objects.load(Ordering::Relaxed),
-            object_bytes: self.new_bytes.load(Ordering::Relaxed),
-        })
+        self.publish_blobs(blobs)?;
+        Ok(layers)
     }
 
     fn count_object(&self, size: u64) {

@@ -60,6 +60,39 @@ pub fn layer_objects(
         .map_err(|problem| ExportError::Split { id: *id, problem })
 }
 
+/// Reads what says how the archive of a layer is put together, and checks it. Calls `each` for every
+/// object with the size that it must have; returns the length of the archive in bytes.
+///
+/// # Errors
+/// When the layer is missing or damaged.
+pub(crate) fn check_split(
+    store: &Store,
+    id: &DiffId,
+    mut each: impl FnMut(ObjectId, u64),
+) -> Result<u64, ExportError> {
+    let split = open_split(store, id)?;
+    let length = split.tar_size();
+    let mut found = 0_u64;
+    let checked = split.for_each_part(|part, object| {
+        match (part, object) {
+            (Part::Raw(bytes), _) => found += bytes.len() as u64,
+            (Part::File(map), Some(object)) => {
+                let data = map.segments().iter().map(|segment| segment.length);
+                found = found.saturating_add(data.sum());
+                each(object, map.size());
+            }
+            (Part::File(_), None) => return Err(SplitError::Record),
+        }
+        Ok(())
+    });
+    let problem = match checked {
+        Ok(()) if found == length => return Ok(length),
+        Ok(()) => SplitError::Length,
+        Err(problem) => problem,
+    };
+    Err(ExportError::Split { id: *id, problem })
+}
+
 fn open_split(store: &Store, id: &DiffId) -> Result<SplitReader<File>, ExportError> {
     let path = store.layer_dir(id).join(crate::store::TARSPLIT);
     let file = match File::open(&path) {

@@ -236,6 +236,11 @@ impl<R: Read + Seek> SplitReader<R> {
         DiffId(Digest(self.header.diff_id))
     }
 
+    /// Length of the archive in bytes.
+    pub fn tar_size(&self) -> u64 {
+        self.header.tar_size.get()
+    }
+
     /// Calls `each` for every object that the archive needs, in order; one may come several times.
     pub fn for_each_object(&mut self, mut each: impl FnMut(ObjectId)) -> Result<(), SplitError> {
         let start = HEADER + self.header.records.get();

@@ -4,6 +4,7 @@ use std::io::Cursor;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::store::GcOptions;
 use crate::store::oci::{CONFIG, DOCKER_CONFIG, DOCKER_MANIFEST, LAYER, LAYER_GZIP, MANIFEST};
 use crate::tar::export_layer;
 use crate::tar::tests::{Archive, Scratch, files, noise, scratch};
@@ -175,14 +176,13 @@ fn blobs_are_kept_where_asked_for_and_go_with_the_image() {
         file.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes, made.blobs[&digest.to_string()]);
     }
-    scratch.store.gc().unwrap();
+    scratch.store.gc(GcOptions::default()).unwrap();
     assert_eq!(
         scratch.store.blobs().unwrap().len(),
         3,
         "a needed blob went"
     );
-    scratch.store.remove_image(&image.id).unwrap();
-    let swept = scratch.store.gc().unwrap();
+    let swept = scratch.store.remove_image(&image.id, false).unwrap();
     assert_eq!((swept.blobs, scratch.store.blobs().unwrap().len()), (3, 0));
 }
 
