@@ -16,7 +16,7 @@ from common import ROUNDS, drop_caches, lamina, measure, progress, sh
 
 SMALL = int(os.environ.get("BENCH_OBJECTS", "100000"))
 SMALL_SIZE = 2_000
-LARGE, LARGE_SIZE = 64, 16 << 20
+LARGE, LARGE_SIZE = int(os.environ.get("BENCH_LARGE", "64")), 16 << 20
 
 
 def archive(path, mark, count, size):
