@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use super::node::{LowerParts, Node};
 use super::readdir::Listed;
 use super::resolve::Resolved;
@@ -106,6 +108,58 @@ impl Union {
         })?;
         changes.sort();
         Ok(changes)
+    }
+
+    /// Whether the upper says anything at all. That directories were looked into does not count, nor
+    /// the time when something was last made in the root and removed again.
+    pub fn has_changes(&self) -> FsResult<bool> {
+        if self.upper.is_none() {
+            return Ok(false);
+        }
+        let mut found = !self.root_is_as_below()?;
+        if !found {
+            let walked = self.visit_changes(&mut |item| {
+                if item.path.is_empty() {
+                    return Ok(());
+                }
+                found = true;
+                // One is enough.
+                Err(Errno::CANCELED.into())
+            });
+            if !found {
+                walked?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether the root has the mode, the owner and the xattrs that it has in the lowers.
+    fn root_is_as_below(&self) -> FsResult<bool> {
+        let Some(below) = self.lowers.roots().into_iter().next() else {
+            return Ok(false);
+        };
+        let (now, was) = (
+            self.node_attr(&self.root)?,
+            self.present(self.lowers.attr(&below)?),
+        );
+        if (now.mode, now.uid, now.gid) != (was.mode, was.uid, was.gid) {
+            return Ok(false);
+        }
+        let (mut names, mut before) = (
+            self.xattr_names(Number::ROOT)?,
+            self.lowers.xattr_names(&below)?,
+        );
+        names.sort();
+        before.sort();
+        if names != before {
+            return Ok(false);
+        }
+        for name in &names {
+            if Some(self.getxattr(Number::ROOT, name)?) != self.lowers.xattr(&below, name)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Calls `visit` for everything the upper says, directories before what is in them, names in

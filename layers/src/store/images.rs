@@ -99,18 +99,13 @@ impl Store {
     /// Makes layers, bottom first, an image with a name. Another image that has the name loses it.
     ///
     /// # Errors
-    /// When the name is not possible, a layer is missing or damaged, the layers do not fit
-    /// together, or the store cannot be written.
+    /// As [`Store::make_image`].
     pub fn tag(
         &self,
         name: &str,
         layers: &[DiffId],
         spec: &ImageSpec,
     ) -> Result<Image, StoreError> {
-        let name = Name::parse(name)?;
-        self.for_writing()?;
-        let lock = self.lock_shared()?;
-        self.merged_index(layers)?;
         let config = ImageConfig {
             created: spec.created.clone(),
             architecture: spec
@@ -126,14 +121,35 @@ impl Store {
             history: spec.history.clone(),
             other: spec.other.clone(),
         };
-        let config = to_json(&config);
+        self.make_image(Some(name), &config)
+    }
+
+    /// Adds an image with this configuration; its manifest is made here. Another image that has the
+    /// name loses it.
+    ///
+    /// # Errors
+    /// When the name is not possible, a layer is missing or damaged, the layers do not fit
+    /// together, or the store cannot be written.
+    pub fn make_image(
+        &self,
+        name: Option<&str>,
+        config: &ImageConfig,
+    ) -> Result<Image, StoreError> {
+        let name = name.map(Name::parse).transpose()?;
+        self.for_writing()?;
+        let lock = self.lock_shared()?;
+        let layers = &config.rootfs.diff_ids;
+        self.merged_index(layers)?;
+        let config = to_json(config);
         let descriptors = layers.iter().map(|id| self.describe(id));
         let manifest = Manifest::new(&config, descriptors.collect::<Result<_, _>>()?);
         let manifest = to_json(&manifest);
         let id = ImageId(Digest::of(&manifest));
         self.keep(layers, &[], Some(id), &lock)?;
         self.publish_image(&id, &manifest, &config)?;
-        self.set_name(&name, &id)?;
+        if let Some(name) = &name {
+            self.set_name(name, &id)?;
+        }
         self.image(&id)
     }
 

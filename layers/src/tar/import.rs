@@ -106,6 +106,26 @@ pub fn stage_layer(
     stage(txn, name, options, |out| input::unpack(counted, out))
 }
 
+/// Imports an archive, not compressed, that `write` writes, as a part of a transaction. `write` gets
+/// `BrokenPipe` when the import has failed and nobody reads any more.
+///
+/// # Errors
+/// As [`stage_layer`], and what `write` gives.
+pub fn stage_written(
+    txn: &Transaction<'_>,
+    name: &str,
+    options: &ImportOptions<'_>,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
+) -> Result<LayerInfo, ImportError> {
+    stage(txn, name, options, |out| {
+        match write(out).and_then(|()| out.flush()) {
+            // The import knows why.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result.map_err(Problem::Read),
+        }
+    })
+}
+
 /// Imports the archive that `produce` writes.
 pub(super) fn stage(
     txn: &Transaction<'_>,

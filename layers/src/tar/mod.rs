@@ -25,7 +25,9 @@ pub use error::{ArchiveError, ExportError, ImportError, Problem, SplitError};
 pub(crate) use export::check_split;
 pub use export::{export_layer, layer_objects};
 pub use header::FieldError;
-pub use import::{DEFAULT_MAX_SIZE, ImportOptions, Progress, import_layer, stage_layer};
+pub use import::{
+    DEFAULT_MAX_SIZE, ImportOptions, Progress, import_layer, stage_layer, stage_written,
+};
 pub use input::Compression;
 pub use pax::PaxError;
 pub use sparse::{Segment, SparseError};

@@ -1,25 +1,70 @@
-//! Making a layer of what an upper changes: the tar stream that `lamina commit` imports.
+//! The layer: a tar stream that is imported while it is written.
 //!
 //! The same upper gives the same stream, byte for byte, whoever makes it and whenever.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 
-use lamina_layers::tar::{EntryKind, EntryMeta, LayerWriter, Segment};
+use lamina_layers::store::{LayerInfo, Transaction};
+use lamina_layers::tar::{
+    EntryKind, EntryMeta, ImportOptions, LayerWriter, Progress, Segment, stage_written,
+};
+
+use super::CommitError;
 
 use crate::attr::{Attr, Kind};
 use crate::error::{FsError, FsResult};
 use crate::lower::Number;
 use crate::union::{LayerItem, LayerWhat, Seek, Union};
 
-/// Writes the layer as a tar stream.
+/// How a layer is made.
+#[derive(Clone, Copy)]
+pub struct LayerOptions<'a> {
+    /// Files that were changed later than this (seconds since 1970) get this time instead.
+    pub latest: Option<i64>,
+    /// Is told how far it is.
+    pub progress: &'a dyn Progress,
+}
+
+impl Default for LayerOptions<'_> {
+    fn default() -> Self {
+        Self {
+            latest: None,
+            progress: &(),
+        }
+    }
+}
+
+/// Makes a layer of what the upper changes, as a part of a transaction; `None` if that is nothing.
+///
+/// # Errors
+/// When the upper cannot be read, has what a layer cannot hold, or the store cannot be written.
+pub fn stage_changes(
+    txn: &Transaction<'_>,
+    union: &Union,
+    options: &LayerOptions<'_>,
+) -> Result<Option<LayerInfo>, CommitError> {
+    if !union.has_changes().map_err(CommitError::Read)? {
+        return Ok(None);
+    }
+    let import = ImportOptions {
+        progress: options.progress,
+        ..ImportOptions::default()
+    };
+    let layer = stage_written(txn, "the changes", &import, |out| {
+        write_layer(union, out, options.latest)
+    })?;
+    Ok(Some(layer))
+}
+
+/// Writes the layer as a tar stream. Times are no later than `latest`.
 ///
 /// # Errors
 /// What reading the upper gives, and whatever `out` gives.
-pub fn write_layer(union: &Union, out: impl Write) -> io::Result<()> {
+pub fn write_layer(union: &Union, out: impl Write, latest: Option<i64>) -> io::Result<()> {
     let mut writer = LayerWriter::new(out);
     union
-        .visit_changes(&mut |item| write_item(union, &mut writer, &item))
+        .visit_changes(&mut |item| write_item(union, &mut writer, &item, latest))
         .map_err(into_io)?;
     writer.finish()?;
     Ok(())
@@ -36,6 +81,7 @@ fn write_item<W: Write>(
     union: &Union,
     writer: &mut LayerWriter<W>,
     item: &LayerItem,
+    latest: Option<i64>,
 ) -> FsResult<()> {
     let path = item.path.as_slice();
     match &item.what {
@@ -55,7 +101,10 @@ fn write_item<W: Write>(
                 );
                 return Ok(());
             }
-            let meta = meta_of(union, *number, attr)?;
+            let mut meta = meta_of(union, *number, attr)?;
+            if let Some(latest) = latest.filter(|latest| meta.mtime.0 >= *latest) {
+                meta.mtime = (latest, 0);
+            }
             if let Some(first) = link_to {
                 writer.add(path, &meta, EntryKind::HardLink(first))?;
                 return Ok(());
