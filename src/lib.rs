@@ -10,6 +10,7 @@ pub mod crew;
 pub mod error;
 pub mod fdcache;
 pub mod fuse;
+pub mod gate;
 pub mod lower;
 pub mod mount;
 pub mod stats;

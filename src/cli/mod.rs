@@ -25,6 +25,7 @@ mod progress;
 mod ps;
 mod rm;
 mod serve;
+mod stack;
 mod stats;
 mod table;
 mod umount;
@@ -131,6 +132,11 @@ impl Context {
 #[error("{0} (see 'lamina help')")]
 struct Usage(String);
 
+/// Ends with this exit status; there is nothing to be said about it any more.
+#[derive(Debug, thiserror::Error)]
+#[error("exit status {0}")]
+struct Status(u8);
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -139,6 +145,9 @@ pub fn main() -> ExitCode {
         // Nobody misses what could not be printed.
         Err(error) if error.is::<out::ReaderGone>() => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(Status(status)) = error.downcast_ref() {
+                return ExitCode::from(*status);
+            }
             complain(&error);
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }

@@ -19,6 +19,7 @@ use signal_hook::iterator::Signals;
 use super::daemon::{self, Streams};
 use super::named::Named;
 use crate::fuse::{self, ServeOptions};
+use crate::mount::control::Control;
 use crate::mount::options::MountOptions;
 use crate::mount::record::{self, Keeper, Place, Record};
 use crate::mount::{Attached, attach, check_target};
@@ -51,6 +52,7 @@ pub struct Mounting {
 struct Parts {
     named: Option<Named>,
     union: Arc<Union>,
+    _control: Option<Control>,
     _lease: Option<Lease>,
     _keeper: Keeper,
 }
@@ -97,12 +99,17 @@ pub fn serve(mounting: Mounting) -> anyhow::Result<()> {
     let keeper = place.keep(&record).context("cannot record the mount")?;
     drop(lock);
 
+    // Nobody needs it but a commit, which says so when it is not there.
+    let control = Control::start(place.control(), Arc::clone(&union.gate))
+        .inspect_err(|error| tracing::warn!("no commit while it is mounted: {error}"));
+
     let options = mounting.serve;
     let throw_away = mounting.throw_away;
     let union = Arc::new(union);
     let parts = Arc::new(Mutex::new(Some(Parts {
         named: mounting.named,
         union: Arc::clone(&union),
+        _control: control.ok(),
         _lease: mounting.lease,
         _keeper: keeper,
     })));

@@ -114,6 +114,15 @@ fn wait_for_release(upper: &Path) -> anyhow::Result<()> {
 /// The record of a mount: of the topmost at a mount point; else of a name, in the store that the
 /// command is about if there is one of that name in several.
 pub fn find(context: &Context, wanted: &Path) -> anyhow::Result<Option<Found>> {
+    search(context, wanted, true)
+}
+
+/// As [`find`], but for names in the store that the command is about only.
+pub fn find_here(context: &Context, wanted: &Path) -> anyhow::Result<Option<Found>> {
+    search(context, wanted, false)
+}
+
+fn search(context: &Context, wanted: &Path, elsewhere: bool) -> anyhow::Result<Option<Found>> {
     let target = resolve(wanted).ok();
     let mut records = record::all().context("cannot read the records of live mounts")?;
     // The newest is on top where several are mounted at one place; what is still mounted counts
@@ -131,6 +140,9 @@ pub fn find(context: &Context, wanted: &Path) -> anyhow::Result<Option<Found>> {
     let here = |found: &Found| found.record.store == context.store;
     if let Some(at) = records.iter().position(here) {
         return Ok(Some(records.swap_remove(at)));
+    }
+    if !elsewhere {
+        return Ok(None);
     }
     if let [one, other, ..] = records.as_slice()
         && one.record.store != other.record.store

@@ -64,6 +64,17 @@ impl Draft {
         config.history.splice(0..0, nothing);
     }
 
+    /// Drops the layers and how they were made: one layer of everything takes their place.
+    pub fn forget_layers(&mut self) {
+        self.config.rootfs.diff_ids.clear();
+        self.config.history.clear();
+    }
+
+    /// Says who made the image.
+    pub fn set_author(&mut self, author: &str) {
+        self.config.other.insert("author".into(), author.into());
+    }
+
     /// Its layers, bottom first.
     pub fn layers(&self) -> &[DiffId] {
         &self.config.rootfs.diff_ids
@@ -103,6 +114,15 @@ impl Draft {
     /// As [`Store::make_image`].
     pub fn publish(&self, store: &Store, name: Option<&str>) -> Result<Image, StoreError> {
         store.make_image(name, &self.config)
+    }
+
+    /// As [`Draft::publish`], where every layer was made on top of those before it, so that nothing can
+    /// be wrong with them. What a mount needs of it is made by the first mount.
+    ///
+    /// # Errors
+    /// As [`Store::make_image_unmerged`].
+    pub fn publish_unmerged(&self, store: &Store, name: Option<&str>) -> Result<Image, StoreError> {
+        store.make_image_unmerged(name, &self.config)
     }
 }
 

@@ -66,6 +66,29 @@ fn reply_xattr(reply: &mut Reply<'_>, size: u32, value: &[u8]) -> FsResult<()> {
     Ok(())
 }
 
+/// Whether a request may change something, whatever else it says. OPEN says it in its flags.
+fn changes(opcode: u32) -> bool {
+    matches!(
+        opcode,
+        op::WRITE
+            | op::SETATTR
+            | op::SYMLINK
+            | op::MKNOD
+            | op::MKDIR
+            | op::UNLINK
+            | op::RMDIR
+            | op::RENAME
+            | op::RENAME2
+            | op::LINK
+            | op::CREATE
+            | op::TMPFILE
+            | op::SETXATTR
+            | op::REMOVEXATTR
+            | op::FALLOCATE
+            | op::COPY_FILE_RANGE
+    )
+}
+
 /// What the kernel is told of a failure. Damage is also logged: its errno explains nothing.
 fn reply_error(reply: &mut Reply<'_>, opcode: u32, error: &FsError) {
     if let Some(what) = error.explanation() {
@@ -89,6 +112,7 @@ impl Handler {
 
     /// Serves one request. Without a reply, it is done and there is nothing to say.
     fn dispatch(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        let _inside = changes(request.header.opcode).then(|| self.union.gate.enter());
         match request.header.opcode {
             op::LOOKUP => self.lookup(request, reply),
             op::GETATTR => {
@@ -325,6 +349,10 @@ impl Handler {
     fn open(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
         let opens = self.opens.as_ref().ok_or(Errno::NOSYS)?;
         let arg = request.take::<abi::OpenIn>()?;
+        let reads = libc::O_RDONLY as u32;
+        let changes = arg.flags & (libc::O_ACCMODE | libc::O_TRUNC) as u32 != reads;
+        // It may copy the file up.
+        let _inside = changes.then(|| self.union.gate.enter());
         let drops = arg.open_flags & abi::OPEN_KILL_SUIDGID != 0;
         let without_privileges = drops.then(|| caller(request));
         let opened = opens.open(request.header.nodeid, arg.flags, without_privileges)?;

@@ -96,6 +96,9 @@ pub struct Keeper {
     _lock: File,
 }
 
+/// Ending of the name of a socket.
+const CONTROL: &str = "sock";
+
 /// How long the log of a mount is kept after its end.
 const KEEP_LOGS: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -115,6 +118,11 @@ impl Place {
     /// The file for the daemon's messages.
     pub fn log(&self) -> PathBuf {
         self.stem.with_extension("log")
+    }
+
+    /// The socket by which the daemon can be asked to hold changes back.
+    pub fn control(&self) -> PathBuf {
+        self.stem.with_extension(CONTROL)
     }
 
     /// Writes a record down.
@@ -158,6 +166,11 @@ impl Found {
         File::open(&self.path).is_ok_and(|file| is_locked(&file))
     }
 
+    /// The socket by which the daemon can be asked to hold changes back.
+    pub fn control(&self) -> PathBuf {
+        self.path.with_extension(CONTROL)
+    }
+
     /// Removes the record of a mount whose daemon is dead.
     ///
     /// # Errors
@@ -170,6 +183,7 @@ impl Found {
 /// Removes a record, and the log beside it if it is empty.
 fn clear(path: &Path) -> io::Result<()> {
     remove_if_empty(&path.with_extension("log"))?;
+    remove(&path.with_extension(CONTROL))?;
     remove(path)
 }
 

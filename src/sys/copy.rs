@@ -1,6 +1,7 @@
 //! Copying file contents: by reference where the filesystem can, without page cache where it can,
 //! with holes kept.
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use rustix::fs::{self as rfs, SeekFrom};
@@ -36,7 +37,7 @@ pub fn copy_contents(
             break;
         };
         let end = end.min(start + PIECE);
-        copy_range(&from, &to, start, end)?;
+        copy_range(&from, start..end, &to, start)?;
         if to_be_synced && size > PIECE {
             super::start_writing(&to, start, end - start);
         }
@@ -65,10 +66,11 @@ pub fn next_data(file: impl AsFd, position: u64, size: u64) -> SysResult<Option<
     Ok(Some((start, end.max(start + 1))))
 }
 
-fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> SysResult<()> {
-    let (mut off_in, mut off_out) = (start, start);
-    while off_in < end {
-        let want = usize::try_from(end - off_in)
+/// Copies a range of bytes to the offset `at`, by reference where the filesystem can.
+pub fn copy_range(from: impl AsFd, range: Range<u64>, to: impl AsFd, at: u64) -> SysResult<()> {
+    let (mut off_in, mut off_out) = (range.start, at);
+    while off_in < range.end {
+        let want = usize::try_from(range.end - off_in)
             .unwrap_or(usize::MAX)
             .min(PIECE as usize);
         let done =
@@ -78,7 +80,7 @@ fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> SysResult
             Ok(0) => return Err(Errno::IO),
             Ok(_) => {}
             Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => {
-                return copy_by_buffer(from, to, off_in, end);
+                return copy_by_buffer(from, off_in..range.end, to, off_out);
             }
             Err(errno) => return Err(errno),
         }
@@ -86,11 +88,11 @@ fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> SysResult
     Ok(())
 }
 
-fn copy_by_buffer(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> SysResult<()> {
+fn copy_by_buffer(from: impl AsFd, range: Range<u64>, to: impl AsFd, at: u64) -> SysResult<()> {
     let mut buffer = vec![0u8; 1 << 20];
-    let mut position = start;
-    while position < end {
-        let want = usize::try_from(end - position)
+    let (mut position, mut at) = (range.start, at);
+    while position < range.end {
+        let want = usize::try_from(range.end - position)
             .unwrap_or(usize::MAX)
             .min(buffer.len());
         let Some(window) = buffer.get_mut(..want) else {
@@ -100,8 +102,9 @@ fn copy_by_buffer(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> SysRe
         if got == 0 {
             return Err(Errno::IO);
         }
-        write_all_at(&to, window.get(..got).unwrap_or_default(), position)?;
+        write_all_at(&to, window.get(..got).unwrap_or_default(), at)?;
         position += got as u64;
+        at += got as u64;
     }
     Ok(())
 }

@@ -202,6 +202,14 @@ impl Union {
         })
     }
 
+    /// Whether a file's contents are those of this lower object.
+    pub(super) fn reads_from(&self, number: Number, below: &LowerRef) -> FsResult<bool> {
+        Ok(match self.part(number)? {
+            Part::Lower(lower) => lower == *below,
+            Part::Upper(_) => false,
+        })
+    }
+
     /// The file that has a file's contents, and where it is; `None` for contents in the index.
     pub fn open_contents(&self, number: Number) -> FsResult<Option<(Place, Arc<OwnedFd>)>> {
         let part = self.part(number)?;
@@ -292,7 +300,11 @@ fn window(bytes: &[u8], offset: u64, size: usize) -> &[u8] {
     bytes.get(start..end).unwrap_or_default()
 }
 
-fn read_contents(contents: Contents<'_>, offset: u64, room: &mut [u8]) -> FsResult<usize> {
+pub(super) fn read_contents(
+    contents: Contents<'_>,
+    offset: u64,
+    room: &mut [u8],
+) -> FsResult<usize> {
     let (file, size) = match contents {
         Contents::Inline(bytes) => {
             let found = window(bytes, offset, room.len());

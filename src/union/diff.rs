@@ -14,7 +14,7 @@ use super::resolve::Resolved;
 use super::{Cookie, Union};
 use crate::attr::{Attr, Kind};
 use crate::error::FsResult;
-use crate::lower::Number;
+use crate::lower::{LowerRef, Number};
 use crate::sys;
 use crate::upper::UpperFound;
 
@@ -30,44 +30,24 @@ pub struct LayerItem {
 /// What a layer says of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayerWhat {
-    /// The name is deleted from the lowers.
-    Whiteout,
+    /// The name is deleted from the lowers, where it is this.
+    Whiteout(LowerRef),
     /// The directory (an item before) hides all that the lowers have in it.
     Opaque,
     /// A name that an opaque directory hides and that is not there any more. For the list of
     /// changes; in a layer the opaque directory says it.
-    Hidden,
+    Hidden(LowerRef),
     /// An object.
     Object {
         /// Its node.
         number: Number,
         /// Its attributes.
         attr: Attr,
-        /// Whether the lowers have something under the name.
-        replaces: bool,
+        /// What the lowers have under the name.
+        replaces: Option<LowerRef>,
         /// Another path it has and that came before: a hard link.
         link_to: Option<Vec<u8>>,
     },
-}
-
-/// How a path differs from the lowers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ChangeKind {
-    /// It is new.
-    Added,
-    /// It, or something in it, is different.
-    Changed,
-    /// It is gone.
-    Deleted,
-}
-
-/// One line of a diff.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Change {
-    /// Path from the root, with a leading slash.
-    pub path: Vec<u8>,
-    /// How it differs.
-    pub kind: ChangeKind,
 }
 
 /// A directory that is being walked: its names are still to be done, in reverse order.
@@ -88,28 +68,6 @@ enum Source {
 type Visit<'a> = dyn FnMut(LayerItem) -> FsResult<()> + 'a;
 
 impl Union {
-    /// The paths that differ from the lowers, sorted.
-    pub fn changes(&self) -> FsResult<Vec<Change>> {
-        let mut changes = Vec::new();
-        self.visit_changes(&mut |item| {
-            let kind = match item.what {
-                LayerWhat::Whiteout | LayerWhat::Hidden => ChangeKind::Deleted,
-                LayerWhat::Object { replaces: true, .. } => ChangeKind::Changed,
-                LayerWhat::Object { .. } => ChangeKind::Added,
-                LayerWhat::Opaque => return Ok(()),
-            };
-            if !item.path.is_empty() {
-                changes.push(Change {
-                    path: [b"/", item.path.as_slice()].concat(),
-                    kind,
-                });
-            }
-            Ok(())
-        })?;
-        changes.sort();
-        Ok(changes)
-    }
-
     /// Whether the upper says anything at all. That directories were looked into does not count, nor
     /// the time when something was last made in the root and removed again.
     pub fn has_changes(&self) -> FsResult<bool> {
@@ -169,14 +127,31 @@ impl Union {
             return Ok(());
         }
         let attr = self.node_attr(&self.root)?;
-        visit(object(Vec::new(), attr, true, None))?;
         let names = self.upper_names(&self.root)?;
-        let root = Source::Upper(Arc::clone(&self.root), self.lowers.roots().into());
-        let mut levels = vec![Level {
+        let below = self.lowers.roots();
+        visit(object(Vec::new(), attr, below.first().cloned(), None))?;
+        let root = Source::Upper(Arc::clone(&self.root), below.into());
+        let levels = vec![Level {
             path: Vec::new(),
             names,
             source: root,
         }];
+        self.walk(levels, visit)
+    }
+
+    /// Calls `visit` for everything that is seen in the union, in the same order.
+    pub fn visit_all(&self, visit: &mut Visit<'_>) -> FsResult<()> {
+        visit(object(Vec::new(), self.node_attr(&self.root)?, None, None))?;
+        let levels = vec![Level {
+            path: Vec::new(),
+            names: self.visible_names(Number::ROOT)?,
+            source: Source::Whole(Number::ROOT),
+        }];
+        self.walk(levels, visit)
+    }
+
+    fn walk(&self, levels: Vec<Level>, visit: &mut Visit<'_>) -> FsResult<()> {
+        let mut levels = levels;
         let mut seen = HashMap::new();
         while let Some(level) = levels.last_mut() {
             let Some(name) = level.names.pop() else {
@@ -216,10 +191,10 @@ impl Union {
             // Gone since the directory was listed: the mount is live.
             UpperFound::Nothing => return Ok(None),
             UpperFound::Whiteout => {
-                if below.is_some() {
+                if let Some(gone) = below.and_then(first_part) {
                     visit(LayerItem {
                         path,
-                        what: LayerWhat::Whiteout,
+                        what: LayerWhat::Whiteout(gone),
                     })?;
                 }
                 return Ok(None);
@@ -230,7 +205,9 @@ impl Union {
             return Ok(None);
         };
         let is_dir = entry.attr.kind() == Kind::Dir;
-        let replaces = below.is_some();
+        let replaces = below
+            .as_ref()
+            .and_then(|below| below.lowers.first().cloned());
         let lower_dir = below
             .filter(|below| below.kind == Kind::Dir)
             .map(|dir| dir.lowers);
@@ -284,12 +261,14 @@ impl Union {
         names.sort();
         names.dedup();
         for name in names {
-            let was = self.resolve_lower(hidden, &name)?.is_some();
-            if was && self.resolve(node, &name)?.is_none() {
+            let was = self.resolve_lower(hidden, &name)?.and_then(first_part);
+            if let Some(was) = was
+                && self.resolve(node, &name)?.is_none()
+            {
                 let path = [path, b"/", name.as_slice()].concat();
                 visit(LayerItem {
                     path,
-                    what: LayerWhat::Hidden,
+                    what: LayerWhat::Hidden(was),
                 })?;
             }
         }
@@ -310,7 +289,7 @@ impl Union {
         };
         let number = Number(attr.ino);
         let link_to = first_path(seen, &attr, &path);
-        visit(object(path.clone(), attr, false, link_to))?;
+        visit(object(path.clone(), attr, None, link_to))?;
         if attr.kind() != Kind::Dir {
             return Ok(None);
         }
@@ -340,7 +319,17 @@ impl Union {
     }
 }
 
-fn object(path: Vec<u8>, attr: Attr, replaces: bool, link_to: Option<Vec<u8>>) -> LayerItem {
+/// The object itself, of all that is merged under a name.
+fn first_part(found: Resolved) -> Option<LowerRef> {
+    found.lowers.into_iter().next()
+}
+
+fn object(
+    path: Vec<u8>,
+    attr: Attr,
+    replaces: Option<LowerRef>,
+    link_to: Option<Vec<u8>>,
+) -> LayerItem {
     let number = Number(attr.ino);
     LayerItem {
         path,

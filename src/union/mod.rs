@@ -4,7 +4,7 @@
 //! `resolve.rs`, attributes in `attributes.rs`, listings in `readdir.rs`, contents in `data.rs`,
 //! new names in `create.rs`, names that go in `remove.rs`, `rename.rs`, extended attributes in
 //! `xattr.rs`, copy-up in `copyup.rs`, descriptors of upper objects in `descriptors.rs`, what an
-//! upper changed in `diff.rs`.
+//! upper changed in `diff.rs` (for a layer) and `change.rs` (beside what was there before).
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use crate::attr::{Attr, Kind};
 use crate::error::{FsError, FsResult};
 use crate::fdcache::{self, FdCache};
+use crate::gate::Gate;
 use crate::lower::dir::DirLayer;
 use crate::lower::image::ImageLayer;
 use crate::lower::{Layer, Lowers, Number};
@@ -27,6 +28,7 @@ use crate::stats::Stats;
 use crate::upper::{Upper, UpperDirs, UpperError, reading_namespace};
 
 mod attributes;
+mod change;
 mod copyup;
 mod create;
 mod data;
@@ -49,9 +51,10 @@ mod tests_user;
 mod xattr;
 
 pub use attributes::{SetAttr, SetTime};
+pub use change::{Change, ChangeKind, Side};
 pub use create::NewNode;
 pub use data::{FsStat, Place, Seek};
-pub use diff::{Change, ChangeKind, LayerItem, LayerWhat};
+pub use diff::{LayerItem, LayerWhat};
 pub use listing::Cookie;
 pub use readdir::{DirItem, Listed};
 pub use rename::RenameMode;
@@ -136,6 +139,8 @@ pub struct Union {
     fds: FdCache<FdKey>,
     /// What was done and how often; whoever serves the union counts in it too.
     pub stats: Arc<Stats>,
+    /// Whoever serves the union makes every change inside of it.
+    pub gate: Arc<Gate>,
     moved: moved::MovedDirs,
     /// Whether a last name went since somebody last waited for its space in vain.
     freed: AtomicBool,
@@ -208,6 +213,7 @@ impl Union {
             root,
             fds,
             stats,
+            gate: Arc::default(),
             moved: moved::MovedDirs::default(),
             freed: AtomicBool::new(false),
             metacopy: config.metacopy,
@@ -293,6 +299,15 @@ impl Union {
             attr.gid = self.root_ids.1;
         }
         attr
+    }
+
+    /// Whom an object belongs to in an image: to root what is an ordinary user's own.
+    pub fn owner_in_image(&self, attr: &Attr) -> (u32, u32) {
+        let back = |id, own| if id == own { 0 } else { id };
+        (
+            back(attr.uid, self.root_ids.0),
+            back(attr.gid, self.root_ids.1),
+        )
     }
 
     /// The kernel gave back `count` lookups of a node.

@@ -158,7 +158,7 @@ impl Fixture {
         let line = |change: Change| {
             format!(
                 "{:?} {}",
-                change.kind,
+                change.kind(),
                 String::from_utf8(change.path).unwrap()
             )
         };

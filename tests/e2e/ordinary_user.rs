@@ -161,3 +161,35 @@ fn a_user_namespace_needs_no_helper() {
             .all(|mount| mount["state"] == "kept")
     );
 }
+
+#[test]
+fn what_an_ordinary_user_commits_is_roots_in_the_image() {
+    needs_root!();
+    let _device = OpenDevice::new();
+    let sandbox = Sandbox::new("user-commit");
+    let user = Lamina::as_user(&sandbox, NOBODY);
+    small_image(&sandbox, &user);
+    let target = sandbox.join("mnt");
+    let mount = user.mount(&["--name", "users", "small"], &target);
+    let script = format!(
+        "echo new >'{0}/new'; echo more >>'{0}/dir/file'",
+        target.display()
+    );
+    run(Command::new("sh")
+        .args(["-ec", &script])
+        .uid(NOBODY)
+        .gid(NOBODY));
+    assert_eq!(user.ok(["diff", "users"]), "C /dir\nC /dir/file\nA /new\n");
+    let live = user.ok(["commit", "users", "-t", "live"]);
+    mount.unmount();
+    let kept = user.ok(["commit", "users", "-t", "kept"]);
+    assert_eq!(live.lines().next(), kept.lines().next(), "another layer");
+
+    let root = Lamina::new(&sandbox).with_store(user.store());
+    let mount = root.mount(&["--read-only", "live"], &sandbox.join("roots"));
+    for name in ["new", "dir/file", "dir"] {
+        let meta = fs::metadata(mount.path().join(name)).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (0, 0), "{name}");
+    }
+    mount.unmount();
+}

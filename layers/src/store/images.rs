@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use super::lock::StoreLock;
 use super::oci::{self, ContainerConfig, Descriptor, History, ImageConfig, Manifest, RootFs};
 use super::refs::Name;
 use super::staging::Staging;
@@ -138,16 +139,41 @@ impl Store {
         let name = name.map(Name::parse).transpose()?;
         self.for_writing()?;
         let lock = self.lock_shared()?;
+        self.merged_index(&config.rootfs.diff_ids)?;
+        self.publish_made(name.as_ref(), config, &lock)
+    }
+
+    /// As [`Store::make_image`], of layers that are known to fit together, since the last one was made
+    /// on top of the others. Their index is merged when they are first mounted.
+    ///
+    /// # Errors
+    /// When the name is not possible, a layer is missing, or the store cannot be written.
+    pub fn make_image_unmerged(
+        &self,
+        name: Option<&str>,
+        config: &ImageConfig,
+    ) -> Result<Image, StoreError> {
+        let name = name.map(Name::parse).transpose()?;
+        self.for_writing()?;
+        let lock = self.lock_shared()?;
+        self.publish_made(name.as_ref(), config, &lock)
+    }
+
+    fn publish_made(
+        &self,
+        name: Option<&Name>,
+        config: &ImageConfig,
+        lock: &StoreLock,
+    ) -> Result<Image, StoreError> {
         let layers = &config.rootfs.diff_ids;
-        self.merged_index(layers)?;
         let config = to_json(config);
         let descriptors = layers.iter().map(|id| self.describe(id));
         let manifest = Manifest::new(&config, descriptors.collect::<Result<_, _>>()?);
         let manifest = to_json(&manifest);
         let id = ImageId(Digest::of(&manifest));
-        self.keep(layers, &[], Some(id), &lock)?;
+        self.keep(layers, &[], Some(id), lock)?;
         self.publish_image(&id, &manifest, &config)?;
-        if let Some(name) = &name {
+        if let Some(name) = name {
             self.set_name(name, &id)?;
         }
         self.image(&id)

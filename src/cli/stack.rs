@@ -1,61 +1,16 @@
-//! `lamina diff`.
+//! What a mount is made of, mounted or not: for commands that look at its changes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use clap::Args;
 use lamina_layers::digest::DiffId;
 use lamina_layers::store::{Access, Store};
-use serde::Serialize;
 
-use super::{Context, named, out, umount};
-use crate::mount::json_path::JsonPath;
-use crate::union::{ChangeKind, Config, ImageLower, Union};
+use super::{Context, named, umount};
+use crate::mount::record::State;
+use crate::union::{Config, ImageLower};
 use crate::upper::UpperDirs;
-
-/// Arguments of `lamina diff`.
-#[derive(Debug, Args)]
-pub struct DiffArgs {
-    /// Mount point, or name of a mount (which need not be mounted)
-    #[arg(value_name = "MOUNTPOINT|NAME")]
-    mount: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Serialize)]
-struct Line {
-    kind: &'static str,
-    path: JsonPath,
-}
-
-/// Prints a line for every path that differs: A (added), C (changed) or D (deleted).
-pub fn run(context: &Context, args: &DiffArgs) -> anyhow::Result<()> {
-    let stack = find(context, &args.mount)?;
-    let changes = Union::open_for_diff(&stack.config)?.changes()?;
-    let letter = |kind| match kind {
-        ChangeKind::Added => "A",
-        ChangeKind::Changed => "C",
-        ChangeKind::Deleted => "D",
-    };
-    if args.json {
-        let line = |change: &crate::union::Change| Line {
-            kind: letter(change.kind),
-            path: JsonPath::of(&change.path),
-        };
-        return out::json(&changes.iter().map(line).collect::<Vec<Line>>());
-    }
-    let mut text = Vec::new();
-    for change in &changes {
-        text.extend_from_slice(letter(change.kind).as_bytes());
-        text.push(b' ');
-        text.extend_from_slice(&change.path);
-        text.push(b'\n');
-    }
-    out::print(text)
-}
 
 /// A stack of layers with an upper, mounted or not.
 pub struct Stack {
@@ -67,11 +22,37 @@ pub struct Stack {
     pub image: Option<String>,
     /// The image's layers, bottom first.
     pub layers: Vec<DiffId>,
+    /// Its daemon, if it has one.
+    pub live: Option<Live>,
+}
+
+/// A daemon that serves a mount.
+pub struct Live {
+    /// The socket by which it can be asked to hold changes back.
+    pub control: PathBuf,
+    /// Where it is mounted, unless it was detached.
+    pub target: Option<PathBuf>,
 }
 
 /// The stack of a mount point or of a name.
 pub fn find(context: &Context, wanted: &Path) -> anyhow::Result<Stack> {
-    if let Some(found) = umount::find(context, wanted)? {
+    let kept = match (
+        Store::open(&context.store, Access::ReadOnly),
+        wanted.to_str(),
+    ) {
+        (Ok(store), Some(name)) => named::find(&store, name)?,
+        _ => None,
+    };
+    // What this store keeps under the name counts before what is mounted of another store.
+    let found = match kept {
+        Some(_) => umount::find_here(context, wanted)?,
+        None => umount::find(context, wanted)?,
+    };
+    if let Some(found) = found {
+        let live = (found.state != State::Dead).then(|| Live {
+            control: found.control(),
+            target: (found.state == State::Live).then(|| found.record.target.clone()),
+        });
         let record = found.record;
         let (Some(upper), Some(work)) = (record.upper, record.work) else {
             bail!("{wanted:?} is mounted read-only: it has no changes");
@@ -94,15 +75,9 @@ pub fn find(context: &Context, wanted: &Path) -> anyhow::Result<Stack> {
             &record.layers,
             record.lowers,
             upper,
+            live,
         );
     }
-    let kept = match (
-        Store::open(&context.store, Access::ReadOnly),
-        wanted.to_str(),
-    ) {
-        (Ok(store), Some(name)) => named::find(&store, name)?,
-        _ => None,
-    };
     let Some((base, upper)) = kept else {
         bail!("{wanted:?} is neither a live mount nor the name of one (see 'lamina ps')");
     };
@@ -112,6 +87,7 @@ pub fn find(context: &Context, wanted: &Path) -> anyhow::Result<Stack> {
         &base.layers,
         base.lowers,
         upper,
+        None,
     )
 }
 
@@ -121,6 +97,7 @@ fn stack(
     layers: &[String],
     lowers: Vec<PathBuf>,
     upper: UpperDirs,
+    live: Option<Live>,
 ) -> anyhow::Result<Stack> {
     let layers: Vec<DiffId> = layers
         .iter()
@@ -144,5 +121,6 @@ fn stack(
         store,
         image,
         layers,
+        live,
     })
 }
