@@ -12,6 +12,7 @@ use lamina_layers::store::{
 use lamina_layers::tar::{ImportOptions, stage_dir, stage_layer};
 
 use super::progress::Bars;
+use super::registry::RegistryArgs;
 use super::{Context, image, out, table};
 
 /// Arguments of `lamina fsck`.
@@ -40,6 +41,8 @@ pub struct FsckArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 /// Checks the store, and repairs it if that was asked for.
@@ -63,7 +66,9 @@ pub fn run(context: &Context, args: &FsckArgs) -> anyhow::Result<()> {
     let mut report = store.fsck(&options)?;
     bar.finish();
     if args.repair {
-        store.repair(&mut report, &refetch)?;
+        store.repair(&mut report, &|store, id, source| {
+            refetch(&args.registry, store, id, source)
+        })?;
     }
     if args.json {
         out::json(&report)?;
@@ -86,7 +91,12 @@ pub fn run(context: &Context, args: &FsckArgs) -> anyhow::Result<()> {
 }
 
 /// Imports the layers of an image again from where it came from.
-fn refetch(store: &Store, id: &ImageId, source: &Source) -> Result<(), Box<dyn Error>> {
+fn refetch(
+    registry: &RegistryArgs,
+    store: &Store,
+    id: &ImageId,
+    source: &Source,
+) -> Result<(), Box<dyn Error>> {
     match source {
         Source::Built { from } => {
             let txn = Transaction::begin(store)?;
@@ -104,6 +114,7 @@ fn refetch(store: &Store, id: &ImageId, source: &Source) -> Result<(), Box<dyn E
             txn.commit()?;
             Ok(())
         }
+        Source::Registry { reference, .. } => Ok(registry.refetch(store, id, reference)?),
         _ => Err(format!("image {id} cannot be had again from where it came from").into()),
     }
 }

@@ -273,7 +273,7 @@ fn resolve(store: &Store, name: &str) -> anyhow::Result<DiffId> {
 }
 
 /// A size in bytes, or with a unit of powers of 1024.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is not a size: give bytes, or a number with K, M, G or T");
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let shift = match text.get(digits.len()..).unwrap_or_default() {

@@ -18,11 +18,15 @@ mod generate;
 mod image;
 mod layer;
 mod log;
+mod login;
 mod mount;
 mod named;
 mod out;
 mod progress;
 mod ps;
+mod pull;
+mod push;
+mod registry;
 mod rm;
 mod serve;
 mod stack;
@@ -41,6 +45,12 @@ Environment:
   LAMINA_STORE     as --store
   LAMINA_LOG       as --log
   XDG_DATA_HOME    where the store of an ordinary user is; else ~/.local/share
+  REGISTRY_AUTH_FILE, DOCKER_CONFIG
+                   where credentials for registries are (see 'lamina help login')
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY
+                   how registries are reached
+  SSL_CERT_FILE, SSL_CERT_DIR
+                   certificates to trust instead of the system's
   XDG_RUNTIME_DIR  where the records of an ordinary user's mounts are; else /run/user/UID
 
 Files:
@@ -103,6 +113,14 @@ enum Command {
     Gc(gc::GcArgs),
     /// Check the store, and repair it
     Fsck(fsck::FsckArgs),
+    /// Fetch an image from a registry
+    Pull(pull::PullArgs),
+    /// Send an image to a registry
+    Push(push::PushArgs),
+    /// Keep credentials for a registry
+    Login(login::LoginArgs),
+    /// Remove the credentials for a registry
+    Logout(login::LogoutArgs),
     /// Print a completion script for a shell
     Completions(generate::CompletionArgs),
     /// Write the manual pages into a directory
@@ -194,6 +212,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Commit(args) => commit::run(&context, &args),
         Command::Gc(args) => gc::run(&context, &args),
         Command::Fsck(args) => fsck::run(&context, &args),
+        Command::Pull(args) => pull::run(&context, &args),
+        Command::Push(args) => push::run(&context, &args),
+        Command::Login(args) => login::login(&args),
+        Command::Logout(args) => login::logout(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::GenMan(args) => generate::man(&args),
     }

@@ -1,10 +1,13 @@
-//! The progress bar of a build: on a terminal only.
+//! The progress bars of a build or a transfer: on a terminal only.
 
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use lamina_layers::oci::{IngestProgress, LayerBlob};
 use lamina_layers::tar::Progress;
+
+use super::image::short;
 
 /// One bar for each archive, under each other.
 pub struct Bars {
@@ -49,6 +52,54 @@ impl Bars {
             bar: all.add(bar),
             files: AtomicU64::new(0),
         }
+    }
+}
+
+/// One bar for each layer of an image that is on its way.
+pub struct LayerBars(Bars);
+
+impl LayerBars {
+    /// Bars if standard error is a terminal, and somebody wants to see them.
+    pub fn new(quiet: bool) -> Self {
+        Self(if quiet {
+            Bars { all: None }
+        } else {
+            Bars::new()
+        })
+    }
+}
+
+impl IngestProgress for LayerBars {
+    fn start<'a>(&'a self, layer: &LayerBlob) -> Box<dyn Progress + 'a> {
+        let name = short(&layer.digest.to_string());
+        Box::new(LayerBar(self.0.bar(&name, Some(layer.size))))
+    }
+
+    fn present(&self, layer: &LayerBlob) {
+        if let Some(all) = &self.0.all {
+            let name = short(&layer.digest.to_string());
+            // Bars are for people: without a terminal there is nobody to miss a line.
+            let _ = all.println(format!("{name:20} is there"));
+        }
+    }
+}
+
+/// Ends with what it is about.
+struct LayerBar(Bar);
+
+impl Drop for LayerBar {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+impl Progress for LayerBar {
+    fn bytes(&self, count: u64) {
+        self.0.bytes(count);
+    }
+
+    fn file(&self) {
+        self.0.file();
     }
 }
 

@@ -29,6 +29,7 @@ mod operating;
 mod ordinary_user;
 mod passthrough;
 mod real_image;
+mod registry;
 mod requests;
 mod stress;
 mod support;

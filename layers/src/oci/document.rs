@@ -14,6 +14,9 @@ use crate::store::oci::{
 /// programs take.
 pub const MAX_DOCUMENT: u64 = 4 << 20;
 
+/// The most layers of an image.
+pub const MAX_LAYERS: usize = 2048;
+
 /// A manifest or an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
@@ -52,6 +55,9 @@ pub enum DocumentError {
     /// Something else than an image, in the form of one.
     #[error("is one of an artifact, not of an image: its configuration is '{}'", .0.escape_debug())]
     Artifact(String),
+    /// More layers than anybody makes.
+    #[error("lists {0} layers (at most {MAX_LAYERS})")]
+    Layers(usize),
     /// A layer that cannot be read.
     #[error("lists as layer {number} something else: {source}")]
     Layer {
@@ -123,6 +129,9 @@ fn check_image(manifest: &Manifest) -> Result<(), DocumentError> {
     let config = &manifest.config;
     if ![CONFIG, DOCKER_CONFIG].contains(&config.media_type.as_str()) {
         return Err(DocumentError::Artifact(config.media_type.clone()));
+    }
+    if manifest.layers.len() > MAX_LAYERS {
+        return Err(DocumentError::Layers(manifest.layers.len()));
     }
     for (layer, number) in manifest.layers.iter().zip(1..) {
         LayerMedia::parse(&layer.media_type)
@@ -201,6 +210,9 @@ mod tests {
             let error = parse(&value).unwrap_err();
             assert!(error.contains(said), "{value}: {error}");
         }
+        let mut many = image(CONFIG, LAYER);
+        many["layers"] = vec![descriptor(LAYER); MAX_LAYERS + 1].into();
+        assert!(parse(&many).unwrap_err().contains("2049 layers"));
         let long = vec![b' '; MAX_DOCUMENT as usize + 1];
         assert!(
             Document::parse(&long)

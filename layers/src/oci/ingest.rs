@@ -206,24 +206,26 @@ pub fn ingest(
         check_name(name)?;
     }
     let layers = plan(manifest, config)?;
-    let mut seen = HashSet::new();
-    let mut wanted = Vec::new();
-    for layer in &layers {
-        let kept = !options.keep_blobs || store.has_blob(&layer.digest, layer.size);
-        if kept && store.has_layer(&layer.diff_id) {
-            options.progress.present(layer);
-        } else if seen.insert((layer.diff_id, layer.digest)) {
-            wanted.push(layer);
-        }
-    }
     let taking = Taking {
         store,
         source,
         options,
         stop: AtomicBool::new(false),
+        taken: Mutex::default(),
     };
+    let mut seen = HashSet::new();
+    let mut wanted = Vec::new();
+    for layer in &layers {
+        if taking.has(layer) {
+            options.progress.present(layer);
+        } else if seen.insert((layer.diff_id, layer.digest)) {
+            wanted.push(layer);
+        }
+    }
     taking.take_all(&wanted)?;
     let image = store.put_image(name, manifest, config)?;
+    let taken = taking.taken.into_inner();
+    wanted.retain(|layer| taken.contains(&layer.digest));
     Ok(Ingested {
         image,
         taken: wanted.iter().map(|layer| layer.diff_id).collect(),
@@ -269,6 +271,8 @@ struct Taking<'a> {
     options: &'a IngestOptions<'a>,
     /// One layer failed: the others need not go on.
     stop: AtomicBool,
+    /// Those that were read. Others came from somebody else meanwhile.
+    taken: Mutex<HashSet<Digest>>,
 }
 
 impl Taking<'_> {
@@ -297,8 +301,27 @@ impl Taking<'_> {
         failure.into_inner().map_or(Ok(()), Err)
     }
 
-    /// Takes one layer.
+    /// Takes one layer, unless somebody else does.
     fn take(&self, layer: &LayerBlob) -> Result<(), IngestError> {
+        let Some(_claim) = self.store.claim_layer(&layer.diff_id, &self.stop)? else {
+            return Err(layer.error(Wrong::Stopped));
+        };
+        if self.has(layer) {
+            self.options.progress.present(layer);
+            return Ok(());
+        }
+        self.read(layer)?;
+        self.taken.lock().insert(layer.digest);
+        Ok(())
+    }
+
+    /// Whether the store has all of a layer that is wanted.
+    fn has(&self, layer: &LayerBlob) -> bool {
+        let kept = !self.options.keep_blobs || self.store.has_blob(&layer.digest, layer.size);
+        kept && self.store.has_layer(&layer.diff_id)
+    }
+
+    fn read(&self, layer: &LayerBlob) -> Result<(), IngestError> {
         let progress = self.options.progress.start(layer);
         let options = ImportOptions {
             max_size: self.options.max_size,
@@ -325,6 +348,11 @@ impl Taking<'_> {
         );
         let info = match (staged, blob.wrong()) {
             (_, Some(wrong)) => return Err(layer.error(wrong)),
+            // What cannot be read may just not be the blob, which its end tells.
+            (Err(error @ ImportError::Archive { .. }), None) => {
+                let whole = blob.finish().map_err(|wrong| layer.error(wrong));
+                return Err(whole.err().unwrap_or_else(|| error.into()));
+            }
             (staged, None) => staged?,
         };
         let kept = blob.finish().map_err(|wrong| layer.error(wrong))?;

@@ -13,9 +13,10 @@ mod document;
 mod ingest;
 mod media;
 mod platform;
+pub mod registry;
 mod verify;
 
-pub use document::{Document, DocumentError, MAX_DOCUMENT};
+pub use document::{Document, DocumentError, MAX_DOCUMENT, MAX_LAYERS};
 pub use ingest::{
     BlobSource, IngestError, IngestOptions, IngestProgress, Ingested, LayerBlob, SourceError,
     ingest,

@@ -33,6 +33,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use crate::digest::{ChainId, DiffId, ObjectId};
 
 mod blobs;
+mod claim;
 mod error;
 mod fsck;
 mod gc;
@@ -63,6 +64,7 @@ pub use layers::LayerInfo;
 pub(crate) use layers::{INDEX, TARSPLIT};
 pub use lease::{Lease, Pins};
 pub use refs::check_name;
+pub(crate) use refs::{check_path, check_tag, familiar};
 pub use source::Source;
 pub use txn::{Committed, Transaction};
 pub(crate) use txn::{LargeObject, LayerStage};

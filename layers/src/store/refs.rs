@@ -1,7 +1,7 @@
 //! Names of images: files in `refs/` that hold the digest of a manifest.
 //!
 //! Names are those of the distribution specification, as in `registry.example:5000/team/app:tag`.
-//! The tag `latest` is the same as none. A slash is written `%2F` in the name of the file.
+//! The tag `latest` is the same as none, `docker.io/` and its `library/` as nothing. A slash is written `%2F` in the name of the file.
 
 use std::fs;
 use std::io::{self, Write};
@@ -33,6 +33,7 @@ impl Name {
             name: name.to_owned(),
             problem,
         };
+        let name = familiar(name);
         // A colon before the last slash belongs to a registry's port.
         let (path, tag) = match name.rsplit_once(':') {
             Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
@@ -70,7 +71,20 @@ impl Name {
     }
 }
 
-fn check_path(path: &str) -> Result<(), &'static str> {
+/// A name without what docker leaves out: Docker Hub is the registry of names that do not say one,
+/// and `library` its directory of those.
+pub(crate) fn familiar(name: &str) -> &str {
+    let hub = ["docker.io/", "index.docker.io/", "registry-1.docker.io/"];
+    let rest = hub.into_iter().find_map(|hub| name.strip_prefix(hub));
+    let name = rest.unwrap_or(name);
+    match name.strip_prefix("library/") {
+        Some(short) if !short.contains('/') => short,
+        _ => name,
+    }
+}
+
+/// Checks registry and path of a name.
+pub(crate) fn check_path(path: &str) -> Result<(), &'static str> {
     let (registry, rest) = match path.split_once('/') {
         // As docker has it: the first part is a registry if it cannot be anything else.
         Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => {
@@ -107,7 +121,8 @@ fn check_path(path: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn check_tag(tag: &str) -> Result<(), &'static str> {
+/// Checks a tag.
+pub(crate) fn check_tag(tag: &str) -> Result<(), &'static str> {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let good = tag.bytes().next().is_some_and(is_word)
         && tag.len() <= 128
@@ -217,7 +232,16 @@ mod tests {
             assert_eq!(parsed.as_str(), name);
             assert_eq!(Name::of_file(&parsed.file()), Some(parsed));
         }
-        assert_eq!(Name::parse("a/b:latest").unwrap().as_str(), "a/b");
+        for (long, short) in [
+            ("a/b:latest", "a/b"),
+            ("docker.io/library/debian:12", "debian:12"),
+            ("library/debian", "debian"),
+            ("index.docker.io/a/b", "a/b"),
+            ("docker.io/debian", "debian"),
+            ("library/a/b", "library/a/b"),
+        ] {
+            assert_eq!(Name::parse(long).unwrap().as_str(), short);
+        }
     }
 
     #[test]

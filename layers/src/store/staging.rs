@@ -38,6 +38,17 @@ impl Staging {
         }
     }
 
+    /// Makes the one with this name, unless another thread or process has it: then `None`.
+    pub fn try_claim(parent: &Path, name: &str) -> Result<Option<Self>, StoreError> {
+        let path = parent.join(name);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(StoreError::io("create", path)(error))
+            }
+            _ => Ok(lock(&path)?.map(|dir| Self { path, dir })),
+        }
+    }
+
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -98,6 +109,20 @@ pub(super) fn unique_name() -> Result<String, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_claim_is_had_by_one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Staging::try_claim(dir.path(), "claim").unwrap();
+        assert!(first.is_some());
+        assert!(Staging::try_claim(dir.path(), "claim").unwrap().is_none());
+        clear_abandoned(dir.path()).unwrap();
+        assert!(Staging::try_claim(dir.path(), "claim").unwrap().is_none());
+        drop(first);
+        // What a killed process left.
+        fs::create_dir(dir.path().join("claim")).unwrap();
+        assert!(Staging::try_claim(dir.path(), "claim").unwrap().is_some());
+    }
 
     #[test]
     fn what_nobody_holds_is_cleared_and_the_rest_stays() {

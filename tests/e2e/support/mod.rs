@@ -5,10 +5,13 @@ pub mod fake;
 pub mod fixture;
 pub mod lamina;
 pub mod layers;
+pub mod layout;
 pub mod listing;
 pub mod overlayfs;
 pub mod pair;
+pub mod proxy;
 pub mod raw;
+pub mod registry;
 pub mod sandbox;
 pub mod tree;
 
