@@ -4,6 +4,7 @@
 //! nothing points back. See `docs/architecture.md`.
 
 pub mod attr;
+pub mod build;
 pub mod cli;
 pub mod commit;
 pub mod crew;
@@ -13,6 +14,7 @@ pub mod fuse;
 pub mod gate;
 pub mod lower;
 pub mod mount;
+pub mod runtime;
 pub mod stats;
 pub mod sync;
 pub mod sys;

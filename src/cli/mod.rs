@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use lamina_layers::store::{Access, Store};
 
+mod build;
 mod commit;
 mod daemon;
 mod diff;
@@ -121,6 +122,11 @@ enum Command {
     Login(login::LoginArgs),
     /// Remove the credentials for a registry
     Logout(login::LogoutArgs),
+    /// Build an image from a Containerfile
+    Build(build::BuildArgs),
+    /// Run a container for another command
+    #[command(hide = true, name = crate::runtime::container::COMMAND)]
+    ContainerWorker,
     /// Print a completion script for a shell
     Completions(generate::CompletionArgs),
     /// Write the manual pages into a directory
@@ -157,8 +163,10 @@ struct Status(u8);
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    // First of all: it works only in a process with one thread.
+    let entered = crate::runtime::rootless::enter().context("cannot enter the user namespace");
     let cli = Cli::parse();
-    match run(cli) {
+    match entered.and_then(|()| run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         // Nobody misses what could not be printed.
         Err(error) if error.is::<out::ReaderGone>() => ExitCode::SUCCESS,
@@ -216,6 +224,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Push(args) => push::run(&context, &args),
         Command::Login(args) => login::login(&args),
         Command::Logout(args) => login::logout(&args),
+        Command::Build(args) => build::run(&context, &args),
+        Command::ContainerWorker => Ok(crate::runtime::container::work()?),
         Command::Completions(args) => generate::completions(&args),
         Command::GenMan(args) => generate::man(&args),
     }

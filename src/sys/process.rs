@@ -1,6 +1,8 @@
 //! What concerns the whole process.
 
-use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use rustix::thread::{CapabilitySet, UnshareFlags, capabilities, set_capabilities};
 
 use super::SysResult;
 
@@ -31,6 +33,46 @@ pub fn without_capability<T>(capability: CapabilitySet, act: impl FnOnce() -> T)
     let result = act();
     set_capabilities(None, sets)?;
     Ok(result)
+}
+
+/// Gives this thread, and what it starts from now on, namespaces of their own.
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_ADMIN`, `EINVAL` for a user namespace in a process with several threads.
+pub fn unshare(flags: UnshareFlags) -> SysResult<()> {
+    debug_assert!(!flags.contains(UnshareFlags::FILES));
+    // SAFETY: descriptors stay shared, so no owner of one in another thread is wrong about it.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
+/// Takes a descriptor over that this process was started with, by its number. It closes in programs that
+/// this one executes.
+///
+/// # Errors
+/// `EBADF` if there is none.
+pub fn take_descriptor(number: RawFd) -> SysResult<OwnedFd> {
+    // SAFETY: only looks whether there is a descriptor of this number.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if number <= 2 || flags < 0 {
+        return Err(rustix::io::Errno::BADF);
+    }
+    // SAFETY: it is open, and nobody else in this process knows of it: the caller has it from whoever
+    // started the process.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(descriptor)
+}
+
+/// Takes the ids of root in this user namespace, which may be those of another user outside, and leaves
+/// all other groups.
+///
+/// # Errors
+/// When the namespace has no root, or this process may not be it.
+pub fn become_root() -> SysResult<()> {
+    let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+    rustix::thread::set_thread_groups(&[gid])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
 }
 
 /// The supplementary groups of a thread; none if it cannot be looked at.

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod behaviour;
+mod build_file;
 mod builds;
 mod command_line;
 mod commit;

@@ -10,6 +10,7 @@
 //! refs/<name>                   names of images
 //! mounts/<name>/                kept uppers
 //! leases/<id>                   what a live mount pins; held by flock
+//! cache/{build,mounts}/          what builds remember; can be deleted
 //! staging/<unique>/             everything is written here first
 //! quarantine/<unique>/          damaged things, out of the way
 //! ```
@@ -33,6 +34,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use crate::digest::{ChainId, DiffId, ObjectId};
 
 mod blobs;
+mod cache;
 mod claim;
 mod error;
 mod fsck;
@@ -54,6 +56,7 @@ mod usage;
 mod verify;
 
 pub(crate) use blobs::BlobStage;
+pub use cache::CachedStep;
 pub use error::StoreError;
 pub use fsck::{Damage, FsckOptions, Outcome, Refetch, Report, Subject};
 pub use gc::{GcOptions, Swept};
@@ -66,6 +69,7 @@ pub use lease::{Lease, Pins};
 pub use refs::check_name;
 pub(crate) use refs::{check_path, check_tag, familiar};
 pub use source::Source;
+pub use staging::Staging;
 pub use txn::{Committed, Transaction};
 pub(crate) use txn::{LargeObject, LayerStage};
 pub use usage::{ImageUsage, Usage};
@@ -177,6 +181,16 @@ impl Store {
         self.root
             .join("merged")
             .join(format!("{}-v1.index", chain.0.hex()))
+    }
+
+    /// A new directory on the store's filesystem, for work that leaves nothing. It goes when it is
+    /// dropped, or if the process is killed with the next that opens the store.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn scratch(&self) -> Result<Staging, StoreError> {
+        self.for_writing()?;
+        Staging::create(&self.root.join("staging"))
     }
 
     fn objects_dir(&self) -> BorrowedFd<'_> {

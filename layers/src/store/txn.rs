@@ -35,6 +35,7 @@ use super::objects;
 use super::staging::Staging;
 use super::{BlobStage, LayerInfo, Store, StoreError, sync_dir};
 use crate::digest::{DiffId, Digest, ObjectId};
+use crate::index::Index;
 
 /// Objects and layers on their way into a store. Several threads may add to it.
 pub struct Transaction<'s> {
@@ -252,6 +253,48 @@ impl<'s> Transaction<'s> {
     pub(crate) fn add_blob(&self, stage: &BlobStage, digest: &Digest) -> Result<(), StoreError> {
         let to = self.staging.path().join("blobs").join(digest.hex());
         fs::rename(stage.path(), &to).map_err(StoreError::io("rename", stage.path()))
+    }
+
+    /// Opens the index of a layer that was added.
+    ///
+    /// # Errors
+    /// When it was not added, or cannot be read back.
+    pub fn layer_index(&self, id: &DiffId) -> Result<Index, StoreError> {
+        let path = self.staged_layer(id).join(super::INDEX);
+        Index::open(&path).map_err(|source| StoreError::LayerIndex {
+            id: *id,
+            path,
+            source,
+        })
+    }
+
+    /// Opens an object of `size` bytes that was added, or that the store has.
+    ///
+    /// # Errors
+    /// As [`Store::open_object`].
+    pub fn open_object(&self, id: &ObjectId, size: u64) -> Result<File, StoreError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(&self.objects, id.0.hex(), flags, Mode::empty()) {
+            Ok(fd) => Ok(File::from(fd)),
+            Err(Errno::NOENT) => self.store.open_object(id, size),
+            Err(errno) => {
+                let path = self.staging.path().join("objects").join(id.0.hex());
+                Err(StoreError::io("open", path)(errno))
+            }
+        }
+    }
+
+    /// Takes a layer out again that was added. Its objects stay, for another layer that has them too.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn drop_layer(&self, id: &DiffId) -> Result<(), StoreError> {
+        let mut layers = self.layers.lock();
+        if layers.remove(id) {
+            let path = self.staged_layer(id);
+            fs::remove_dir_all(&path).map_err(StoreError::io("remove", path))?;
+        }
+        Ok(())
     }
 
     /// Makes everything durable and puts it into the store.

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use super::chunk::ChunkWriter;
 use super::error::Problem;
-use super::header::BLOCK;
+use super::header::{BLOCK, Header};
 
 /// How an archive is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,35 @@ impl Compression {
             Self::Bzip2 => "bzip2",
         }
     }
+}
+
+/// Whether something is a tar archive, packed or not: its first block is the header of an entry.
+pub fn is_archive(mut input: impl Read) -> bool {
+    let mut start = vec![0; INPUT_BUFFER];
+    let mut length = 0;
+    while let Some(room) = start.get_mut(length..).filter(|room| !room.is_empty()) {
+        match input.read(room) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+    let start = start.get(..length).unwrap_or_default();
+    let mut block = [0; BLOCK];
+    let unpacked = match Compression::of(start) {
+        Compression::None => io::Cursor::new(start).read_exact(&mut block),
+        Compression::Gzip => flate2::bufread::GzDecoder::new(start).read_exact(&mut block),
+        Compression::Zstd => zstd::stream::read::Decoder::with_buffer(start)
+            .and_then(|mut unpacked| unpacked.read_exact(&mut block)),
+        Compression::Xz => liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, 0)
+            .map_err(io::Error::from)
+            .and_then(|stream| {
+                liblzma::bufread::XzDecoder::new_stream(start, stream).read_exact(&mut block)
+            }),
+        Compression::Bzip2 => bzip2::bufread::BzDecoder::new(start).read_exact(&mut block),
+    };
+    unpacked.is_ok() && block != [0; BLOCK] && Header::parse(&block).is_some()
 }
 
 /// Unpacks `input` into `out`. Stops without an error when nobody reads from `out` any more.

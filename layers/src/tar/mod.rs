@@ -28,7 +28,7 @@ pub use header::FieldError;
 pub use import::{
     DEFAULT_MAX_SIZE, ImportOptions, Progress, import_layer, stage_layer, stage_written,
 };
-pub use input::Compression;
+pub use input::{Compression, is_archive};
 pub use pax::PaxError;
 pub use sparse::{Segment, SparseError};
 pub use write::{EntryKind, EntryMeta, LayerWriter};

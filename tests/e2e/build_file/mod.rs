@@ -1,0 +1,7 @@
+//! `lamina build`: images from Containerfiles.
+
+mod base;
+mod caching;
+mod errors;
+mod like_buildah;
+mod running;
