@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use lamina_layers::store::Image;
 
-use super::Context;
+use super::{Context, export, import};
 
 mod df;
 mod history;
@@ -15,6 +15,10 @@ mod verify;
 /// Commands for images.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
+    /// Take images from an OCI layout, or from an archive of one or by 'docker save'
+    Import(import::ImportArgs),
+    /// Write images as an OCI layout, an archive of one, or an archive for 'docker load'
+    Export(export::ExportArgs),
     /// List images
     Ls(ls::LsArgs),
     /// Show images: their digests, names, layers, configuration and where they came from, as JSON
@@ -36,6 +40,8 @@ pub enum ImageCommand {
 /// Runs one.
 pub fn run(context: &Context, command: ImageCommand) -> anyhow::Result<()> {
     match command {
+        ImageCommand::Import(args) => import::run(context, &args),
+        ImageCommand::Export(args) => export::images(context, &args),
         ImageCommand::Ls(args) => ls::run(context, &args),
         ImageCommand::Inspect(args) => inspect::run(context, &args),
         ImageCommand::History(args) => history::run(context, &args),

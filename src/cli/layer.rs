@@ -13,13 +13,15 @@ use lamina_layers::tar::{ImportOptions, stage_dir, stage_layer};
 use parking_lot::Mutex;
 
 use super::progress::Bars;
-use super::{Context, Usage, image, out, table};
+use super::{Context, Usage, export, image, out, table};
 
 /// Commands for layers.
 #[derive(Debug, Subcommand)]
 pub enum LayerCommand {
     /// Build layers from archives or directories, and an image from them
     Build(BuildArgs),
+    /// Write the archive of a layer, exactly as it was imported
+    Export(export::ExportLayerArgs),
     /// List layers
     Ls(LsArgs),
     /// Show a layer
@@ -78,6 +80,7 @@ pub struct RmArgs {
 pub fn run(context: &Context, command: LayerCommand) -> anyhow::Result<()> {
     match command {
         LayerCommand::Build(args) => build(context, &args),
+        LayerCommand::Export(args) => export::layer(context, &args),
         LayerCommand::Ls(args) => list(context, &args),
         LayerCommand::Inspect(args) => inspect(context, &args),
         LayerCommand::Rm(args) => {
@@ -255,7 +258,7 @@ fn inspect(context: &Context, args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 /// The layer of a diffID, or of its start.
-fn resolve(store: &Store, name: &str) -> anyhow::Result<DiffId> {
+pub(super) fn resolve(store: &Store, name: &str) -> anyhow::Result<DiffId> {
     let prefix = name.strip_prefix("sha256:").unwrap_or(name);
     let mut found = store.layers()?;
     found.retain(|id| !prefix.is_empty() && id.0.hex().starts_with(prefix));

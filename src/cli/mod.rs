@@ -13,10 +13,12 @@ mod build;
 mod commit;
 mod daemon;
 mod diff;
+mod export;
 mod fsck;
 mod gc;
 mod generate;
 mod image;
+mod import;
 mod layer;
 mod log;
 mod login;
@@ -90,10 +92,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Build, list and remove layers
+    /// Build, export, list and remove layers
     #[command(subcommand)]
     Layer(layer::LayerCommand),
-    /// List, inspect, name, check and remove images
+    /// Import, export, list, inspect, name, check and remove images
     #[command(subcommand)]
     Image(image::ImageCommand),
     /// Mount an image or directories, with a writable upper directory

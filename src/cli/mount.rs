@@ -282,7 +282,7 @@ impl MountArgs {
 
 /// The store. If changes are kept in it, it must be writable, and is made on first use; else one
 /// that cannot be written to is read.
-fn open_store(root: &Path, keeps_changes: bool) -> anyhow::Result<Store> {
+pub(super) fn open_store(root: &Path, keeps_changes: bool) -> anyhow::Result<Store> {
     if keeps_changes {
         return Store::open(root, Access::ReadWrite).context(
             "changes cannot be kept in the store (see --upper and --read-only for mounts without it)",

@@ -1,4 +1,4 @@
-//! The progress bars of a build or a transfer: on a terminal only.
+//! The progress bars of builds, imports, exports and transfers: on a terminal only.
 
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,6 +73,12 @@ impl IngestProgress for LayerBars {
     fn start<'a>(&'a self, layer: &LayerBlob) -> Box<dyn Progress + 'a> {
         let name = short(&layer.digest.to_string());
         Box::new(LayerBar(self.0.bar(&name, Some(layer.size))))
+    }
+
+    fn stream<'a>(&'a self, name: &str, size: u64) -> Box<dyn Progress + 'a> {
+        // The digits say more than the rest.
+        let name = name.rsplit(['/', ':']).next().unwrap_or(name);
+        Box::new(LayerBar(self.0.bar(&short(name), Some(size))))
     }
 
     fn present(&self, layer: &LayerBlob) {

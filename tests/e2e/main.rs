@@ -5,6 +5,7 @@
 //! directory); it must be on a filesystem with extended attributes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod archives;
 mod bad_input;
 mod behaviour;
 mod build_file;

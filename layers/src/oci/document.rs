@@ -66,6 +66,22 @@ pub enum DocumentError {
         /// What is wrong with it.
         source: super::UnknownMedia,
     },
+    /// Another number of layers than the configuration has.
+    #[error("lists {layers} layers, and the configuration {diff_ids}")]
+    Count {
+        /// How many it lists.
+        layers: usize,
+        /// How many the configuration lists.
+        diff_ids: usize,
+    },
+    /// It has another length than what refers to it says.
+    #[error("has {found} bytes, and what refers to it says {size}")]
+    Size {
+        /// The length that it should have, in bytes.
+        size: u64,
+        /// The length that it has, in bytes.
+        found: u64,
+    },
     /// A digest that cannot be checked.
     #[error("refers to something by a digest that is not supported: {0}")]
     Digest(#[from] ParseDigestError),

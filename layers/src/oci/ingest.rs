@@ -11,19 +11,17 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 use std::num::NonZero;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
+use super::parallel::{default_jobs, on_all};
 use super::verify::{Verified, Wrong};
 use super::{Document, DocumentError};
 use crate::digest::{DiffId, Digest, ImageId};
 use crate::store::oci::Descriptor;
 use crate::store::{Image, Store, StoreError, Transaction, check_name, parse_image};
 use crate::tar::{ImportError, ImportOptions, Progress, stage_layer};
-
-/// Layers that are taken at once if nothing is said. Each takes up to 16 MiB of memory.
-const JOBS: usize = 4;
 
 /// Why a source cannot give a blob: an error whose text is for people.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -40,7 +38,7 @@ pub trait BlobSource: Sync {
 /// How an image is taken.
 #[derive(Clone, Copy)]
 pub struct IngestOptions<'a> {
-    /// How many layers are read at once.
+    /// How many layers are read at once; each takes up to 16 MiB of memory.
     pub jobs: NonZero<usize>,
     /// How much one layer may expand to, in bytes; see [`ImportOptions::max_size`].
     pub max_size: Option<u64>,
@@ -52,9 +50,8 @@ pub struct IngestOptions<'a> {
 
 impl Default for IngestOptions<'_> {
     fn default() -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         Self {
-            jobs: NonZero::new(processors.min(JOBS)).unwrap_or(NonZero::<usize>::MIN),
+            jobs: default_jobs(),
             max_size: None,
             keep_blobs: false,
             progress: &(),
@@ -80,6 +77,11 @@ pub trait IngestProgress: Sync {
     /// A layer is about to be read. What is returned is told how far it is, and dropped when it is
     /// done or has failed.
     fn start<'a>(&'a self, layer: &LayerBlob) -> Box<dyn Progress + 'a>;
+
+    /// As [`Self::start`], of a layer of which only this is known: a name, and the number of bytes.
+    fn stream<'a>(&'a self, _name: &str, _size: u64) -> Box<dyn Progress + 'a> {
+        Box::new(())
+    }
 
     /// The store has a layer already.
     fn present(&self, _layer: &LayerBlob) {}
@@ -222,7 +224,9 @@ pub fn ingest(
             wanted.push(layer);
         }
     }
-    taking.take_all(&wanted)?;
+    on_all(options.jobs, &wanted, &taking.stop, |layer| {
+        taking.take(layer)
+    })?;
     let image = store.put_image(name, manifest, config)?;
     let taken = taking.taken.into_inner();
     wanted.retain(|layer| taken.contains(&layer.digest));
@@ -276,31 +280,6 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    fn take_all(&self, wanted: &[&LayerBlob]) -> Result<(), IngestError> {
-        let next = AtomicUsize::new(0);
-        let failure = Mutex::new(None);
-        let work = || {
-            while let Some(layer) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if self.stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                if let Err(error) = self.take(layer) {
-                    // Those that come later may have failed because of the first.
-                    if !self.stop.swap(true, Ordering::Relaxed) {
-                        *failure.lock() = Some(error);
-                    }
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..self.options.jobs.get().min(wanted.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        failure.into_inner().map_or(Ok(()), Err)
-    }
-
     /// Takes one layer, unless somebody else does.
     fn take(&self, layer: &LayerBlob) -> Result<(), IngestError> {
         let Some(_claim) = self.store.claim_layer(&layer.diff_id, &self.stop)? else {

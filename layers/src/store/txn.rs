@@ -36,6 +36,7 @@ use super::staging::Staging;
 use super::{BlobStage, LayerInfo, Store, StoreError, sync_dir};
 use crate::digest::{DiffId, Digest, ObjectId};
 use crate::index::Index;
+use crate::tar::split_objects;
 
 /// Objects and layers on their way into a store. Several threads may add to it.
 pub struct Transaction<'s> {
@@ -293,6 +294,37 @@ impl<'s> Transaction<'s> {
         if layers.remove(id) {
             let path = self.staged_layer(id);
             fs::remove_dir_all(&path).map_err(StoreError::io("remove", path))?;
+        }
+        Ok(())
+    }
+
+    /// Drops all layers and blobs but these, and the objects that none of these layers has.
+    pub(crate) fn retain(
+        &self,
+        layers: &BTreeSet<DiffId>,
+        blobs: &BTreeSet<Digest>,
+    ) -> Result<(), StoreError> {
+        let mut staged = self.layers.lock();
+        staged.retain(|id| layers.contains(id));
+        let mut needed = BTreeSet::new();
+        for id in &*staged {
+            let split = self.staged_layer(id).join(super::TARSPLIT);
+            split_objects(&split, id, |object| {
+                needed.insert(object);
+            })?;
+        }
+        for id in self.staged_objects()? {
+            if !needed.contains(&id) {
+                let path = self.staging.path().join(id.0.hex());
+                unlinkat(&self.objects, id.0.hex(), AtFlags::empty())
+                    .map_err(StoreError::io("remove", path))?;
+            }
+        }
+        for digest in self.staged_digests("blobs")? {
+            if !blobs.contains(&digest) {
+                let path = self.staging.path().join("blobs").join(digest.hex());
+                fs::remove_file(&path).map_err(StoreError::io("remove", path))?;
+            }
         }
         Ok(())
     }

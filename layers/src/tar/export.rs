@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
@@ -91,6 +92,22 @@ pub(crate) fn check_split(
         Err(problem) => problem,
     };
     Err(ExportError::Split { id: *id, problem })
+}
+
+/// As [`layer_objects`], of a layer that is not in the store yet: `path` is that of its tarsplit.
+pub(crate) fn split_objects(
+    path: &Path,
+    id: &DiffId,
+    each: impl FnMut(ObjectId),
+) -> Result<(), StoreError> {
+    let damaged = |problem: SplitError| StoreError::LayerFile {
+        id: *id,
+        path: path.to_owned(),
+        problem: problem.to_string(),
+    };
+    let file = File::open(path).map_err(StoreError::io("open", path))?;
+    let mut split = SplitReader::open(file).map_err(damaged)?;
+    split.for_each_object(each).map_err(damaged)
 }
 
 fn open_split(store: &Store, id: &DiffId) -> Result<SplitReader<File>, ExportError> {

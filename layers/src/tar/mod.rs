@@ -22,7 +22,7 @@ mod xattrs;
 
 pub use dir::{import_dir, stage_dir};
 pub use error::{ArchiveError, ExportError, ImportError, Problem, SplitError};
-pub(crate) use export::check_split;
+pub(crate) use export::{check_split, split_objects};
 pub use export::{export_layer, layer_objects};
 pub use header::FieldError;
 pub use import::{

@@ -1,6 +1,8 @@
 use std::collections::HashMap;
 use std::io::Cursor;
 
+use parking_lot::Mutex;
+
 use serde_json::{Value, json};
 
 use super::*;

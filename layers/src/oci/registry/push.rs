@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::upload::{Contents, Sent};
 use super::{Reference, RegistryError, Repository};
 use crate::digest::{DiffId, Digest};
+use crate::oci::blob::{GZIP_LEVEL, ZSTD_LEVEL};
 use crate::oci::{Family, IngestProgress, LayerBlob, LayerMedia, SourceError};
 use crate::store::oci::{CONFIG, DOCKER_CONFIG, DOCKER_MANIFEST, Descriptor, MANIFEST, Manifest};
 use crate::store::{Image, ImageFiles, Source, Store};
@@ -43,11 +44,6 @@ pub struct Pushed {
     /// The layers there, bottom first, and how they got there.
     pub layers: Vec<(LayerBlob, Sent)>,
 }
-
-/// Level of gzip's compression: its own default.
-const GZIP_LEVEL: u32 = 6;
-/// Level of zstd's compression: its own default.
-const ZSTD_LEVEL: i32 = 3;
 
 impl Repository<'_> {
     /// Sends an image of a store, under a tag.
