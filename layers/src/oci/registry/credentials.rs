@@ -155,12 +155,14 @@ fn in_file(
         }
         key.truncate(key.rfind('/').unwrap_or(registry.len()));
     }
-    let helper = |key: &str| {
-        file.get("credHelpers")
-            .is_some_and(|all| all.get(key).is_some())
+    // Docker has an old address for its own registry, podman its name.
+    let named = |key: &str| {
+        let lists = ["credHelpers", "auths"].into_iter();
+        let mut lists = lists.filter_map(|list| file.get(list));
+        lists.any(|list| list.get(key).is_some())
     };
     let key = match registry {
-        DOCKER_HUB if !helper(DOCKER_HUB) => DOCKER_HUB_KEY,
+        DOCKER_HUB if !named(DOCKER_HUB) => DOCKER_HUB_KEY,
         registry => registry,
     };
     ask(path, text, &file, key)
