@@ -1,15 +1,16 @@
 //! With podman, in both directions.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 
 use super::{UNPACKED, another, check_layers, layers, mounted, odd_image, small_image};
+use crate::support::containers::Containers;
 use crate::support::fixture::DebianStore;
 use crate::support::lamina::Lamina;
 use crate::support::sandbox::Sandbox;
-use crate::support::tree::{Ignore, Tree};
-use crate::support::{describe, needs_root, run};
+use crate::support::tree::Ignore;
+use crate::support::{describe, needs_root};
 
 /// podman gives the root, hard links to lower layers and everything from before 1970 times of its own.
 const TIMES_APART: Ignore = Ignore {
@@ -17,64 +18,14 @@ const TIMES_APART: Ignore = Ignore {
     ..UNPACKED
 };
 
-/// podman with a storage of its own.
-struct Podman {
-    root: PathBuf,
-    /// Apart, as podman wants a short path.
-    run: tempfile::TempDir,
-}
-
-impl Podman {
-    fn new(sandbox: &Sandbox) -> Self {
-        Self {
-            root: sandbox.dir("podman"),
-            run: tempfile::tempdir_in("/tmp").unwrap(),
-        }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("podman");
-        command.arg("--root").arg(self.root.join("storage"));
-        command.arg("--runroot").arg(self.run.path().join("run"));
-        command.arg("--runtime=runc");
-        command.args(["--storage-driver=vfs", "--cgroup-manager=cgroupfs"]);
-        command
-            .args(["--events-backend=none"])
-            .arg("--tmpdir")
-            .arg(self.root.join("tmp"));
-        command.args(arguments);
-        command
-    }
-
-    fn ok(&self, arguments: &[&str]) -> String {
-        run(&mut self.command(arguments))
-    }
-
-    /// Loads an archive; returns the name of the image in it.
-    fn load(&self, path: &Path) -> String {
-        let mut command = self.command(&["load", "--input"]);
-        let said = run(command.arg(path));
-        let loaded = said
-            .lines()
-            .rev()
-            .find_map(|line| line.strip_prefix("Loaded image: "));
-        loaded.unwrap_or_else(|| panic!("{said}")).to_owned()
-    }
-
-    /// The tree of an image.
-    fn tree(&self, image: &str) -> Tree {
-        let path = self.ok(&["image", "mount", image]);
-        let tree = Tree::read(path.trim_end().as_ref());
-        self.ok(&["image", "unmount", image]);
-        tree
-    }
-}
-
-impl Drop for Podman {
-    fn drop(&mut self) {
-        // Also what it has mounted; the sandbox goes with the rest.
-        let _ = self.command(&["system", "reset", "--force"]).output();
-    }
+/// Loads an archive; returns the name of the image in it.
+fn load(containers: &Containers, path: &Path) -> String {
+    let said = containers.podman_ok(&["load", "--input", path.to_str().unwrap()]);
+    let loaded = said
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("Loaded image: "));
+    loaded.unwrap_or_else(|| panic!("{said}")).to_owned()
 }
 
 #[test]
@@ -82,22 +33,22 @@ fn podman_loads_what_is_exported_and_runs_it() {
     needs_root!();
     let sandbox = Sandbox::new("archives-podman-load");
     let debian = DebianStore::shared();
-    let podman = Podman::new(&sandbox);
+    let containers = Containers::new(&sandbox);
     for format in ["oci-archive", "docker-archive"] {
         let file = sandbox.join("exported.tar");
         let path = file.to_str().unwrap();
         debian
             .lamina
             .ok(["image", "export", "debian", "--format", format, "-o", path]);
-        let image = podman.load(&file);
+        let image = load(&containers, &file);
         fs::remove_file(&file).unwrap();
         let limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"];
         let mut arguments = vec!["run", "--rm", "--network=none", "--cgroups=enabled"];
         arguments.extend(limits);
         arguments.extend([image.as_str(), "/bin/cat", "/etc/os-release"]);
-        let said = podman.ok(&arguments);
+        let said = containers.podman_ok(&arguments);
         assert!(said.contains("bookworm"), "{said}");
-        podman.ok(&["rmi", "--force", &image]);
+        containers.podman_ok(&["rmi", "--force", &image]);
     }
 }
 
@@ -107,11 +58,11 @@ fn podman_and_we_unpack_the_same() {
     let sandbox = Sandbox::new("archives-podman-trees");
     let lamina = Lamina::new(&sandbox);
     odd_image(&sandbox, &lamina);
-    let podman = Podman::new(&sandbox);
+    let containers = Containers::new(&sandbox);
     let file = sandbox.join("exported.tar");
     lamina.ok(["image", "export", "odd", "-o", file.to_str().unwrap()]);
-    let name = podman.load(&file);
-    let theirs = podman.tree(&name);
+    let name = load(&containers, &file);
+    let theirs = containers.tree(&name);
     let ours = mounted(&lamina, &sandbox, "odd");
     theirs.assert_same("podman's tree", &ours, "our mount", TIMES_APART);
 }
@@ -123,10 +74,10 @@ fn what_podman_saves_is_imported() {
     let lamina = Lamina::new(&sandbox);
     // podman 4.3 fails to save what it loaded of the odd image: its copy of a layer has another digest.
     small_image(&sandbox, &lamina);
-    let podman = Podman::new(&sandbox);
+    let containers = Containers::new(&sandbox);
     let file = sandbox.join("exported.tar");
     lamina.ok(["image", "export", "small", "-o", file.to_str().unwrap()]);
-    let name = podman.load(&file);
+    let name = load(&containers, &file);
     let ours = mounted(&lamina, &sandbox, "small");
     // Layers that it unpacked, and packed again.
     for format in [
@@ -139,8 +90,8 @@ fn what_podman_saves_is_imported() {
         let saved = sandbox.join("saved");
         let path = saved.to_str().unwrap();
         if let Some(format) = format.strip_suffix('|') {
-            let mut save = podman
-                .command(&["save", "--quiet", "--format", format, &name])
+            let mut save = containers
+                .podman(&["save", "--quiet", "--format", format, &name])
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
@@ -152,7 +103,7 @@ fn what_podman_saves_is_imported() {
             assert!(import.status.success(), "{}", describe(&import));
             assert!(save.wait().unwrap().success());
         } else {
-            podman.ok(&["save", "--quiet", "--format", format, "-o", path, &name]);
+            containers.podman_ok(&["save", "--quiet", "--format", format, "-o", path, &name]);
             store.ok(["image", "import", path]);
         }
         let name = name.trim_end_matches(":latest");

@@ -2,15 +2,15 @@
 //! configurations. What differs on purpose is in [`CASES`], with its reason.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::{Map, Value, json};
 
 use super::base;
+use crate::support::containers::Containers;
 use crate::support::lamina::Lamina;
+use crate::support::needs_root;
 use crate::support::sandbox::Sandbox;
 use crate::support::tree::{Ignore, Tree};
-use crate::support::{needs_root, run};
 
 /// One Containerfile.
 struct Case {
@@ -65,37 +65,17 @@ const CASES: &[Case] = &[
     Case::of("escape"),
 ];
 
-/// buildah with a place of its own.
-struct Buildah {
-    root: PathBuf,
-}
+/// buildah with a place of its own, and the base in it.
+struct Buildah(Containers);
 
 impl Buildah {
     fn new(sandbox: &Sandbox) -> Self {
-        let buildah = Self {
-            root: sandbox.dir("buildah"),
-        };
-        let container = buildah.run(&["from", "scratch"]);
+        let containers = Containers::new(sandbox);
+        let container = containers.buildah_ok(&["from", "scratch"]);
         let layer = sandbox.join("base.tar");
-        buildah.run(&["add", "-q", container.trim(), layer.to_str().unwrap(), "/"]);
-        buildah.run(&["commit", "-q", "--rm", container.trim(), "base"]);
-        buildah
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("buildah");
-        command
-            .arg("--root")
-            .arg(self.root.join("root"))
-            .arg("--runroot")
-            .arg(self.root.join("run"))
-            .args(["--storage-driver", "vfs"])
-            .args(arguments);
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> String {
-        run(&mut self.command(arguments))
+        containers.buildah_ok(&["add", "-q", &container, layer.to_str().unwrap(), "/"]);
+        containers.buildah_ok(&["commit", "-q", "--rm", &container, "base"]);
+        Self(containers)
     }
 
     fn build(&self, file: &Path, context: &Path, name: &str, more: &[&str]) {
@@ -110,20 +90,11 @@ impl Buildah {
         arguments.extend(["-t", name, "-f", file.to_str().unwrap()]);
         arguments.extend(more);
         arguments.push(context.to_str().unwrap());
-        self.run(&arguments);
-    }
-
-    /// The tree of an image.
-    fn tree(&self, name: &str) -> Tree {
-        let container = self.run(&["from", "--pull-never", name]);
-        let place = self.run(&["mount", container.trim()]);
-        let tree = Tree::read(Path::new(place.trim()));
-        self.run(&["rm", container.trim()]);
-        tree
+        self.0.buildah_ok(&arguments);
     }
 
     fn config(&self, name: &str) -> Value {
-        let text = self.run(&["inspect", "--type", "image", name]);
+        let text = self.0.buildah_ok(&["inspect", "--type", "image", name]);
         let all: Value = serde_json::from_str(&text).unwrap();
         all["Docker"]["config"].clone()
     }
@@ -191,7 +162,7 @@ fn compare(sandbox: &Sandbox, lamina: &Lamina, buildah: &Buildah, name: &str, ca
         dir_nlink: true,
         ino: true,
     };
-    let theirs = buildah.tree(name);
+    let theirs = buildah.0.tree(name);
     let mut lines = ours.differences(&theirs, ignore);
     lines.retain(|line| {
         let is_passed_over = |path: &[u8]| line.starts_with(&format!("/{}:", path.escape_ascii()));

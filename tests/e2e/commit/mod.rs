@@ -9,6 +9,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::support::containers::Containers;
 use crate::support::lamina::Lamina;
 use crate::support::layers::{Archive, noise};
 use crate::support::listing::small_image;
@@ -428,15 +429,8 @@ fn the_history_has_the_shape_that_buildah_gives_it() {
     let sandbox = Sandbox::new("buildah");
     let lamina = Lamina::new(&sandbox);
     small_image(&sandbox, &lamina);
-    let (root, runroot) = (sandbox.dir("root"), sandbox.dir("runroot"));
-    let buildah = |words: &[&str]| {
-        let mut command = Command::new("buildah");
-        command
-            .args(["--storage-driver", "vfs", "--root"])
-            .arg(&root);
-        let said = run(command.arg("--runroot").arg(&runroot).args(words));
-        said.trim().to_owned()
-    };
+    let containers = Containers::new(&sandbox);
+    let buildah = |words: &[&str]| containers.buildah_ok(words);
     let container = buildah(&["from", "scratch"]);
     buildah(&[
         "add",

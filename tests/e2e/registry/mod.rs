@@ -1,7 +1,6 @@
 //! Registries: Debian's docker-registry, skopeo, podman, buildah and umoci as the other side, and a
 //! proxy that does everything wrong.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -148,13 +147,4 @@ fn alone(sandbox: &Sandbox, command: &mut Command) {
     ] {
         command.env_remove(name);
     }
-}
-
-/// A program on `PATH` with storage of its own.
-fn with_storage(program: &str, sandbox: &Sandbox) -> Command {
-    let mut command = Command::new(program);
-    let (root, run) = (sandbox.dir("containers"), sandbox.dir("containers-run"));
-    command.arg("--root").arg(root).arg("--runroot").arg(run);
-    command.args([OsStr::new("--storage-driver"), OsStr::new("vfs")]);
-    command
 }

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Setting, alone, pull, some_layers, with_storage};
+use super::{Setting, alone, pull, some_layers};
+use crate::support::containers::Containers;
 use crate::support::fixture::{debian_layers, unpack_by_hand};
 use crate::support::lamina::{Lamina, NOBODY};
 use crate::support::layout::Layout;
@@ -99,10 +100,8 @@ fn what_buildah_pushes_is_pulled() {
     let sandbox = Sandbox::new("buildah-in");
     let registry = Registry::start(&sandbox);
     let lamina = Lamina::new(&sandbox);
-    let buildah = |arguments: &[&str]| {
-        let mut command = with_storage("buildah", &sandbox);
-        run(command.args(arguments)).trim().to_owned()
-    };
+    let containers = Containers::new(&sandbox);
+    let buildah = |arguments: &[&str]| containers.buildah_ok(arguments);
     let container = buildah(&["from", "scratch"]);
     let root = buildah(&["mount", &container]);
     let script =

@@ -1,12 +1,12 @@
 //! What is pushed, pulled by others, and what is not sent because it is there.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Setting, alone, pull, some_layers, with_storage};
+use super::{Setting, alone, pull, some_layers};
+use crate::support::containers::Containers;
 use crate::support::fixture::{debian_layers, unpack_by_hand};
 use crate::support::lamina::Lamina;
 use crate::support::layout::Layout;
@@ -84,14 +84,9 @@ fn what_is_pushed_is_unpacked_by_others() {
 
     // podman takes it by its digest, and has the same tree.
     let by_digest = format!("{}/team/debian@{}", registry.address(), digest.trim());
-    let podman = |arguments: &[&str]| {
-        let mut command = with_storage("podman", &sandbox);
-        run(command.args(arguments)).trim().to_owned()
-    };
-    podman(&["pull", "-q", "--tls-verify=false", &by_digest]);
-    let root = podman(&["image", "mount", &by_digest]);
-    let theirs = Tree::read(Path::new(&root));
-    podman(&["image", "umount", "--all"]);
+    let containers = Containers::new(&sandbox);
+    containers.podman_ok(&["pull", "-q", "--tls-verify=false", &by_digest]);
+    let theirs = containers.tree(&by_digest);
     // podman gives directories that it adds to, and times before 1970, others.
     let ignore = Ignore {
         mtime: true,

@@ -1,0 +1,80 @@
+//! podman and buildah with a storage of a test's own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::run;
+use super::sandbox::Sandbox;
+use super::tree::Tree;
+
+/// Where images and containers of podman's and buildah's are kept for one test.
+pub struct Containers {
+    root: PathBuf,
+    /// Apart from the sandbox, as podman refuses a path of more than 50 characters.
+    run: TempDir,
+}
+
+impl Containers {
+    /// An empty one.
+    pub fn new(sandbox: &Sandbox) -> Self {
+        Self {
+            root: sandbox.dir("containers"),
+            run: tempfile::tempdir_in("/tmp").unwrap(),
+        }
+    }
+
+    /// A `podman` command, with runc as its runtime.
+    pub fn podman(&self, arguments: &[&str]) -> Command {
+        let mut command = self.with_storage("podman");
+        command.args(["--runtime=runc", "--cgroup-manager=cgroupfs"]);
+        command.args(["--events-backend=none", "--tmpdir"]);
+        command.arg(self.root.join("tmp")).args(arguments);
+        command
+    }
+
+    /// A `buildah` command.
+    pub fn buildah(&self, arguments: &[&str]) -> Command {
+        let mut command = self.with_storage("buildah");
+        command.args(arguments);
+        command
+    }
+
+    fn with_storage(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.arg("--root").arg(self.root.join("storage"));
+        command.arg("--runroot").arg(self.run.path().join("run"));
+        command.arg("--storage-driver=vfs");
+        command
+    }
+
+    /// What podman says to `arguments`, which it must not refuse.
+    pub fn podman_ok(&self, arguments: &[&str]) -> String {
+        run(&mut self.podman(arguments)).trim().to_owned()
+    }
+
+    /// What buildah says to `arguments`, which it must not refuse.
+    pub fn buildah_ok(&self, arguments: &[&str]) -> String {
+        run(&mut self.buildah(arguments)).trim().to_owned()
+    }
+
+    /// The tree of an image.
+    pub fn tree(&self, image: &str) -> Tree {
+        let container = self.buildah_ok(&["from", "--pull-never", image]);
+        let tree = Tree::read(Path::new(&self.buildah_ok(&["mount", &container])));
+        self.buildah_ok(&["rm", &container]);
+        tree
+    }
+}
+
+impl Drop for Containers {
+    fn drop(&mut self) {
+        // Containers first, as their mounts would keep the sandbox; the rest goes with it. Both
+        // programs are asked only for what they have left, as podman takes a second to say nothing.
+        let containers = self.root.join("storage/vfs-containers/containers.json");
+        if std::fs::read_to_string(containers).is_ok_and(|list| list != "[]") {
+            let _ = self.podman(&["system", "reset", "--force"]).output();
+        }
+    }
+}
