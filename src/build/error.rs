@@ -122,6 +122,14 @@ pub enum Problem {
         "image '{0}' is not in the store: import or pull it first ('lamina image ls' lists what is there)"
     )]
     NoImage(String),
+    /// An image to build on is not in the store, and cannot be pulled either.
+    #[error("image '{image}' is not in the store, and cannot be pulled: {reason}")]
+    Pull {
+        /// The image.
+        image: String,
+        /// Why not.
+        reason: String,
+    },
     /// An image is for other machines.
     #[error(
         "image '{image}' is for {found}, and {wanted} is asked for: import or pull that one, or say --platform {found}"

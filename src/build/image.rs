@@ -42,7 +42,7 @@ pub fn publish(
         .and_then(|last| last.created.clone());
     let config = ImageConfig {
         created,
-        architecture: stage.platform.arch,
+        architecture: stage.platform.architecture,
         os: stage.platform.os,
         config: Some(stage.state.config),
         rootfs: RootFs {

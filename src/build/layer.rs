@@ -22,27 +22,15 @@ pub fn stage(
     name: &str,
     write: impl FnOnce(&mut Writer) -> BuildResult<()> + Send,
 ) -> BuildResult<LayerInfo> {
-    stage_stream(txn, name, |stream| {
-        let mut out = LayerWriter::new(stream);
-        write(&mut out)?;
-        out.finish().map_err(Problem::Changes)?;
-        Ok(())
-    })
-}
-
-/// Adds a layer to a transaction while `write` writes its archive.
-///
-/// # Errors
-/// As [`stage`].
-pub fn stage_stream(
-    txn: &Transaction<'_>,
-    name: &str,
-    write: impl FnOnce(BufWriter<PipeWriter>) -> BuildResult<()> + Send,
-) -> BuildResult<LayerInfo> {
     let (reader, writer) = io::pipe().map_err(Problem::io("make", "a pipe"))?;
     let writer = BufWriter::with_capacity(256 << 10, writer);
     std::thread::scope(|scope| {
-        let written = scope.spawn(move || write(writer));
+        let written = scope.spawn(move || -> BuildResult<()> {
+            let mut out = LayerWriter::new(writer);
+            write(&mut out)?;
+            out.finish().map_err(Problem::Changes)?;
+            Ok(())
+        });
         let imported = stage_layer(txn, reader, name, &ImportOptions::default());
         let panicked = |_| Err(Problem::Changes(io::Error::other("the writer panicked")).into());
         match written.join().unwrap_or_else(panicked) {

@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::time::SystemTime;
 
+use lamina_layers::oci::Platform;
 use lamina_layers::store::{Image, Store};
 
 mod add;
@@ -31,9 +32,9 @@ mod state;
 mod words;
 
 pub use error::{BuildError, BuildResult, Problem};
-pub use flags::Platform;
 pub use run::Secret;
 pub use source::Context;
+pub use stage::platform_of;
 
 use crate::runtime::Runtime;
 use crate::runtime::container::Interrupts;
@@ -73,7 +74,7 @@ pub struct Surroundings<'a> {
     pub say: &'a dyn Fn(&str),
     /// Where the output of commands goes.
     pub output: &'a File,
-    /// Brings an image into the store that is not there, or that must be looked for anew.
+    /// An image by its name, pulled if need be, for a platform if that matters.
     pub find_image: &'a dyn Fn(&str, Option<&Platform>) -> BuildResult<Image>,
     /// What signals do.
     pub interrupts: &'a Interrupts,

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use lamina_layers::oci::Platform;
+
 use super::Options;
 use super::containerfile::{Containerfile, Copy, Flag, Instruction, Step};
 use super::error::{BuildResult, Problem};
-use super::flags::Platform;
 use super::words::Expander;
 
 /// The stages.
@@ -62,11 +63,11 @@ pub fn is_predefined(name: &str) -> bool {
 /// The arguments that say what is built for, and where.
 pub fn platform_args(target: &Platform) -> BTreeMap<String, String> {
     let mut args = BTreeMap::new();
-    for (prefix, platform) in [("TARGET", target), ("BUILD", &Platform::here())] {
+    for (prefix, platform) in [("TARGET", target), ("BUILD", &Platform::host())] {
         let mut add = |name: &str, value: String| args.insert(format!("{prefix}{name}"), value);
         add("PLATFORM", platform.to_string());
         add("OS", platform.os.clone());
-        add("ARCH", platform.arch.clone());
+        add("ARCH", platform.architecture.clone());
         add("VARIANT", platform.variant.clone().unwrap_or_default());
     }
     args
@@ -78,7 +79,7 @@ impl Plan {
     /// # Errors
     /// When a FROM cannot be understood, or the wanted stage is not there.
     pub fn of(file: &Containerfile, options: &Options) -> BuildResult<Self> {
-        let platform = options.platform.clone().unwrap_or_else(Platform::here);
+        let platform = options.platform.clone().unwrap_or_else(Platform::host);
         let mut plan = Self {
             stages: Vec::new(),
             target: 0,

@@ -7,7 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lamina_layers::digest::Digest;
+use lamina_layers::digest::{DiffId, Digest};
 use lamina_layers::store::Transaction;
 use rustix::fs::FlockOperation;
 
@@ -101,7 +101,9 @@ impl Builder<'_> {
         };
         self.run_job(&job)?;
         let layer = self.take_changes(&job)?;
-        store.forget_merged(&layers)?;
+        if layer.is_some() {
+            store.forget_merged(&layers)?;
+        }
         self.add_layer(stage, layer, &key, &created_by)
     }
 
@@ -129,8 +131,8 @@ impl Builder<'_> {
         }
     }
 
-    /// Makes a layer of what a command changed.
-    fn take_changes(&self, job: &Job) -> BuildResult<lamina_layers::digest::DiffId> {
+    /// Makes a layer of what a command changed, if that is anything.
+    fn take_changes(&self, job: &Job) -> BuildResult<Option<DiffId>> {
         let store = self.around.store;
         let opened = lamina_layers::store::Store::open(
             store.root(),
@@ -146,21 +148,17 @@ impl Builder<'_> {
         };
         let changes = |error: String| BuildError::new(Problem::Changes(io::Error::other(error)));
         let union = Union::open_for_diff(&config).map_err(|error| changes(error.to_string()))?;
-        let latest = self
-            .options
-            .epoch
-            .and_then(|epoch| i64::try_from(epoch).ok());
+        let options = LayerOptions {
+            latest: self.latest(),
+            ..LayerOptions::default()
+        };
         let txn = Transaction::begin(store)?;
-        let info = layer::stage_stream(&txn, "the changes", |stream| {
-            let options = LayerOptions {
-                latest,
-                ..LayerOptions::default()
-            };
-            crate::commit::write_layer(&union, stream, &options)
-                .map_err(|error| Problem::Changes(error).into())
-        })?;
+        let staged = crate::commit::stage_changes(&txn, &union, &options);
+        let Some(info) = staged.map_err(|error| changes(error.to_string()))? else {
+            return Ok(None);
+        };
         txn.commit()?;
-        Ok(info.diff_id)
+        Ok(Some(info.diff_id))
     }
 
     fn setup(&self, stage: &Stage, command: &Command, network: Network) -> BuildResult<Setup> {

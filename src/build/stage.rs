@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use lamina_layers::digest::{DiffId, Digest};
+use lamina_layers::oci::{ParsePlatformError, Platform};
 use lamina_layers::store::oci::History;
 use lamina_layers::store::{CachedStep, Image, Lease, Pins, Store, Transaction};
 
@@ -10,7 +11,6 @@ use super::cache::Key;
 use super::containerfile::{Instruction, Step, parse_trigger};
 use super::copy::{Copier, How};
 use super::error::{BuildResult, Problem};
-use super::flags::Platform;
 use super::image::short;
 use super::layer;
 use super::plan::{self, Base, PlannedStage};
@@ -118,14 +118,14 @@ impl Builder<'_> {
         let store = self.around.store;
         let said = planned.platform.as_deref().map(str::parse).transpose();
         let said: Option<Platform> =
-            said.map_err(|error: super::flags::PlatformError| Problem::FlagValue {
+            said.map_err(|error: ParsePlatformError| Problem::FlagValue {
                 flag: "platform".into(),
                 value: planned.platform.clone().unwrap_or_default(),
                 hint: error.to_string(),
             })?;
         let wanted = said.or_else(|| self.options.platform.clone());
         match &planned.base {
-            Base::Scratch => Ok(Stage::empty(wanted.unwrap_or_else(Platform::here))),
+            Base::Scratch => Ok(Stage::empty(wanted.unwrap_or_else(Platform::host))),
             Base::Stage(number) => {
                 let base = self.stages.get(*number).and_then(Option::as_ref);
                 let base = base.ok_or_else(|| Problem::NoStage(number.to_string()))?;
@@ -139,7 +139,7 @@ impl Builder<'_> {
             Base::Image(name) => {
                 let image = (self.around.find_image)(name, wanted.as_ref())?;
                 let platform = platform_of(&image);
-                if let Some(wanted) = wanted.filter(|wanted| !fits(wanted, &platform)) {
+                if let Some(wanted) = wanted.filter(|wanted| !wanted.takes(&platform)) {
                     return Err(Problem::Platform {
                         image: name.clone(),
                         found: platform.to_string(),
@@ -278,11 +278,14 @@ impl Builder<'_> {
                 i64::try_from(now.as_secs()).unwrap_or(0),
                 now.subsec_nanos(),
             ),
-            latest: self
-                .options
-                .epoch
-                .and_then(|epoch| i64::try_from(epoch).ok()),
+            latest: self.latest(),
         }
+    }
+
+    /// What no file is younger than, in seconds since 1970.
+    pub(super) fn latest(&self) -> Option<i64> {
+        let epoch = self.options.epoch?;
+        i64::try_from(epoch).ok()
     }
 
     /// Makes a layer of a transaction part of the stage: that of an earlier build, if that copied the
@@ -295,22 +298,18 @@ impl Builder<'_> {
         kind: &str,
         created_by: &str,
     ) -> BuildResult<()> {
-        let store = self.around.store;
         let mut key = Key::new(kind, &stage.root.layers());
         key.bytes(&layer::content_digest(&txn.layer_index(made)?).0);
         key.number(self.options.epoch.unwrap_or(u64::MAX));
         let key = key.finish();
         if let Some(step) = self.remembered(&key)?
-            && let Some(layer) = step.layer
+            && step.layer.is_some()
         {
             drop(txn);
-            self.say(&format!("--> Using cache {}", short(&layer)));
-            stage.push(store, layer)?;
-            self.add_history(stage, step.created, created_by, false);
-            return Ok(());
+            return self.use_cached(stage, step, created_by);
         }
         txn.commit()?;
-        self.add_layer(stage, *made, &key, created_by)
+        self.add_layer(stage, Some(*made), &key, created_by)
     }
 
     /// What an earlier build remembers.
@@ -321,28 +320,29 @@ impl Builder<'_> {
         Ok(self.around.store.cached_step(key)?)
     }
 
-    /// Adds a layer of the store that was just made.
+    /// Adds a layer of the store that was just made, or none if nothing was changed, and remembers it.
     pub(super) fn add_layer(
         &self,
         stage: &mut Stage,
-        layer: DiffId,
+        layer: Option<DiffId>,
         key: &Digest,
         created_by: &str,
     ) -> BuildResult<()> {
-        let store = self.around.store;
-        stage.push(store, layer)?;
         let created = humantime::format_rfc3339(self.now()).to_string();
-        let step = CachedStep {
-            layer: Some(layer),
-            created: created.clone(),
-        };
-        store.cache_step(key, &step)?;
-        self.say(&format!("--> {}", short(&layer)));
-        self.add_history(stage, created, created_by, false);
+        let step = CachedStep { layer, created };
+        // The layer is held before it is remembered.
+        if let Some(layer) = layer {
+            stage.push(self.around.store, layer)?;
+            self.say(&format!("--> {}", short(&layer)));
+        } else {
+            self.say("--> no changes");
+        }
+        self.around.store.cache_step(key, &step)?;
+        self.add_history(stage, step.created, created_by, layer.is_none());
         Ok(())
     }
 
-    /// Uses a layer of an earlier build.
+    /// Uses what an earlier build made.
     pub(super) fn use_cached(
         &self,
         stage: &mut Stage,
@@ -352,8 +352,10 @@ impl Builder<'_> {
         if let Some(layer) = step.layer {
             self.say(&format!("--> Using cache {}", short(&layer)));
             stage.push(self.around.store, layer)?;
+        } else {
+            self.say("--> Using cache: no changes");
         }
-        self.add_history(stage, step.created, created_by, false);
+        self.add_history(stage, step.created, created_by, step.layer.is_none());
         Ok(())
     }
 
@@ -396,28 +398,16 @@ pub fn nop(text: &str) -> String {
     format!("/bin/sh -c #(nop) {text}")
 }
 
-fn platform_of(image: &Image) -> Platform {
-    let config = &image.config;
-    let variant = config.other.get("variant").and_then(|value| value.as_str());
-    let here = Platform::here();
-    let or = |text: &str, default: String| {
-        if text.is_empty() {
-            default
-        } else {
-            text.to_owned()
-        }
-    };
+/// What an image is for; what it does not say is as with this machine.
+pub fn platform_of(image: &Image) -> Platform {
+    let said = Platform::of_config(&image.config);
+    let host = Platform::host();
+    let or = |said: String, host: String| if said.is_empty() { host } else { said };
     Platform {
-        os: or(&config.os, here.os),
-        arch: or(&config.architecture, here.arch),
-        variant: variant.map(str::to_owned),
+        os: or(said.os, host.os),
+        architecture: or(said.architecture, host.architecture),
+        variant: said.variant,
     }
-}
-
-fn fits(wanted: &Platform, found: &Platform) -> bool {
-    let variant =
-        wanted.variant.is_none() || found.variant.is_none() || wanted.variant == found.variant;
-    (&wanted.os, &wanted.arch) == (&found.os, &found.arch) && variant
 }
 
 /// An absolute path without `.` and `..`.

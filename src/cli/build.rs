@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use lamina_layers::oci::registry::Reference;
+use lamina_layers::oci::{IngestOptions, ParsePlatformError, Platform};
 use lamina_layers::store::{Image, Store, StoreError, check_name};
 
+use super::progress::LayerBars;
+use super::registry::RegistryArgs;
 use super::{Context, Usage, out};
-use crate::build::{
-    self, BuildError, BuildResult, Options, Platform, Problem, Secret, Surroundings,
-};
+use crate::build::{self, BuildError, BuildResult, Options, Problem, Secret, Surroundings};
 use crate::runtime::container::Interrupts;
 use crate::runtime::rootless;
 use crate::runtime::spec::Network;
@@ -47,7 +49,7 @@ pub struct BuildArgs {
     #[arg(long = "label", value_name = "NAME=VALUE")]
     labels: Vec<String>,
     /// What to build for, as in linux/amd64 [default: this machine]
-    #[arg(long, value_name = "OS/CPU[/VARIANT]")]
+    #[arg(long, value_name = "OS/CPU[/VARIANT]", value_parser = parse_platform)]
     platform: Option<Platform>,
     /// The network that commands see
     #[arg(long, value_enum, default_value_t, value_name = "NETWORK")]
@@ -61,6 +63,17 @@ pub struct BuildArgs {
     /// OCI runtime that runs commands: a path, or a name in PATH [default: crun, else runc]
     #[arg(long, value_name = "PROGRAM")]
     runtime: Option<String>,
+    /// When to pull images that FROM and --from name; without a value, always
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "always"
+    )]
+    pull: Pull,
     /// Write the image's digest into a file
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
@@ -70,6 +83,24 @@ pub struct BuildArgs {
     /// How progress is shown; there is one way
     #[arg(long, value_name = "HOW", value_parser = ["plain", "auto"], default_value = "auto", hide = true)]
     progress: String,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// When images are pulled, as buildah has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Pull {
+    /// Those that are not in the store
+    #[default]
+    Missing,
+    /// All; the build fails if one cannot be had
+    #[value(alias = "true")]
+    Always,
+    /// All; what cannot be had is taken from the store
+    Newer,
+    /// None
+    #[value(alias = "false")]
+    Never,
 }
 
 /// Builds, and prints the image's digest.
@@ -96,7 +127,14 @@ pub fn run(context: &Context, args: &BuildArgs) -> anyhow::Result<()> {
             let _ = writeln!(io::stderr(), "{text}");
         }
     };
-    let find_image = |name: &str, _: Option<&Platform>| find_image(&store, name);
+    let find_image = |name: &str, platform: Option<&Platform>| {
+        let bases = Bases {
+            args,
+            store: &store,
+            say: &say,
+        };
+        bases.find(name, platform)
+    };
     let around = Surroundings {
         store: &store,
         say: &say,
@@ -121,11 +159,77 @@ pub fn run(context: &Context, args: &BuildArgs) -> anyhow::Result<()> {
     out::print(format!("{id}\n"))
 }
 
-fn find_image(store: &Store, name: &str) -> BuildResult<Image> {
-    store.resolve(name).map_err(|error| match error {
-        StoreError::NotFound(_) => BuildError::new(Problem::NoImage(name.to_owned())),
-        error => error.into(),
-    })
+/// Where the images come from that a build starts from.
+struct Bases<'a> {
+    args: &'a BuildArgs,
+    store: &'a Store,
+    say: &'a dyn Fn(&str),
+}
+
+impl Bases<'_> {
+    /// An image of the store, or one that is pulled into it, as was asked for.
+    fn find(&self, name: &str, platform: Option<&Platform>) -> BuildResult<Image> {
+        let reference = name.parse::<Reference>().ok();
+        let local = self.local(name, reference.as_ref())?;
+        let fits =
+            |image: &Image| platform.is_none_or(|wanted| wanted.takes(&build::platform_of(image)));
+        let is_enough = match self.args.pull {
+            Pull::Never => true,
+            Pull::Missing => local.as_ref().is_some_and(fits),
+            Pull::Always | Pull::Newer => false,
+        };
+        let missing = || BuildError::new(Problem::NoImage(name.to_owned()));
+        // What podman names localhost/ is on no registry.
+        let remote = reference.filter(|reference| reference.registry() != "localhost");
+        let Some(reference) = remote.filter(|_| !is_enough) else {
+            return local.ok_or_else(missing);
+        };
+        match (self.pull(&reference, platform), local) {
+            (Ok(image), _) => Ok(image),
+            (Err(error), Some(local)) if self.args.pull == Pull::Newer => {
+                let reason = format!("{error:#}");
+                (self.say)(&format!("taking {name} as it is in the store: {reason}"));
+                Ok(local)
+            }
+            // That the one in the store is for other machines is the better message.
+            (Err(_), Some(local)) if self.args.pull == Pull::Missing => Ok(local),
+            (Err(error), _) => Err(Problem::Pull {
+                image: name.to_owned(),
+                reason: format!("{error:#}"),
+            }
+            .into()),
+        }
+    }
+
+    /// By its name, without what docker leaves out of names, or by its digest.
+    fn local(&self, name: &str, reference: Option<&Reference>) -> BuildResult<Option<Image>> {
+        let digest = reference.and_then(Reference::digest);
+        let names = [
+            digest.map(ToString::to_string),
+            digest.is_none().then(|| name.to_owned()),
+            digest.map_or_else(|| reference.and_then(Reference::name), |_| None),
+        ];
+        for name in names.into_iter().flatten() {
+            match self.store.resolve(&name) {
+                Err(StoreError::NotFound(_)) => {}
+                result => return Ok(Some(result?)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn pull(&self, reference: &Reference, platform: Option<&Platform>) -> anyhow::Result<Image> {
+        (self.say)(&format!("pulling {reference}"));
+        let bars = LayerBars::new(self.args.quiet);
+        let options = IngestOptions {
+            progress: &bars,
+            ..IngestOptions::default()
+        };
+        let name = reference.name();
+        let registry = &self.args.registry;
+        let pulled = registry.pull(self.store, reference, platform, name.as_deref(), &options)?;
+        Ok(pulled.image)
+    }
 }
 
 impl BuildArgs {
@@ -198,6 +302,18 @@ impl BuildArgs {
             return tempfile::tempfile().context("cannot make a temporary file");
         }
         Ok(io::stderr().as_fd().try_clone_to_owned()?.into())
+    }
+}
+
+fn parse_platform(text: &str) -> Result<Platform, String> {
+    let platform: Platform = text
+        .parse()
+        .map_err(|error: ParsePlatformError| error.to_string())?;
+    match platform.os.as_str() {
+        "linux" => Ok(platform),
+        other => Err(format!(
+            "images for {other} cannot be built here, only for linux"
+        )),
     }
 }
 

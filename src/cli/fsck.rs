@@ -6,6 +6,7 @@ use std::fs::File;
 use anyhow::bail;
 use clap::Args;
 use lamina_layers::digest::ImageId;
+use lamina_layers::oci::{LoadOptions, Origin, load};
 use lamina_layers::store::{
     Damage, FsckOptions, Outcome, Report, Source, Store, Subject, Transaction,
 };
@@ -115,6 +116,14 @@ fn refetch(
             Ok(())
         }
         Source::Registry { reference, .. } => Ok(registry.refetch(store, id, reference)?),
+        Source::Archive { path, .. } | Source::Layout { path, .. } => {
+            let options = LoadOptions {
+                exactly: Some(*id),
+                ..LoadOptions::default()
+            };
+            load(store, Origin::Path(path), &options)?;
+            Ok(())
+        }
         _ => Err(format!("image {id} cannot be had again from where it came from").into()),
     }
 }

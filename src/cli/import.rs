@@ -75,6 +75,7 @@ pub fn run(context: &Context, args: &ImportArgs) -> anyhow::Result<()> {
         platform: args.platform.clone(),
         wanted: &args.images,
         all: args.all,
+        exactly: None,
     };
     let origin = if is_stdin {
         Origin::Stream(Box::new(io::stdin()), "standard input")

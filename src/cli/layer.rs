@@ -120,6 +120,13 @@ fn build(context: &Context, args: &BuildArgs) -> anyhow::Result<()> {
     {
         return Err(Usage("standard input (-) can be only one layer".into()).into());
     }
+    if let Some(dir) = args.archives.iter().find(|path| path.is_dir()) {
+        let dir = dir.display();
+        return Err(Usage(format!(
+            "{dir} is a directory, not an archive: say --dir {dir}"
+        ))
+        .into());
+    }
     let archives = args.archives.iter().map(|path| Source::Archive(path));
     let sources: Vec<Source<'_>> = archives
         .chain(args.dirs.iter().map(|dir| Source::Dir(dir)))

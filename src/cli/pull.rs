@@ -4,9 +4,9 @@ use std::num::NonZero;
 
 use clap::Args;
 use lamina_layers::digest::DiffId;
-use lamina_layers::oci::registry::{Reference, Repository};
+use lamina_layers::oci::registry::Reference;
 use lamina_layers::oci::{IngestOptions, Ingested, Platform};
-use lamina_layers::store::{self, Source};
+use lamina_layers::store;
 
 use super::layer::parse_size;
 use super::progress::LayerBars;
@@ -65,11 +65,6 @@ pub fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
         store::check_name(name)?;
     }
     let store = context.store()?;
-    let client = args
-        .registry
-        .client(reference.registry(), reference.repository())?;
-    let repository = Repository::new(&client, &reference);
-    let image = repository.image(&reference, args.platform.as_ref())?;
     let bars = LayerBars::new(args.quiet);
     let options = IngestOptions {
         jobs: args.jobs,
@@ -77,13 +72,11 @@ pub fn run(context: &Context, args: &PullArgs) -> anyhow::Result<()> {
         keep_blobs: args.keep_blobs,
         progress: &bars,
     };
-    let pulled = repository.pull(&store, &image, name.as_deref(), &options)?;
+    let wanted = args.platform.as_ref();
+    let pulled = args
+        .registry
+        .pull(&store, &reference, wanted, name.as_deref(), &options)?;
     drop(bars);
-    let source = Source::Registry {
-        reference: reference.to_string(),
-        digest: Some(image.digest.to_string()),
-    };
-    store.set_source(&pulled.image.id, &source)?;
     report(args, &reference, name.as_deref(), &pulled)
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use lamina_layers::digest::ImageId;
-use lamina_layers::oci::IngestOptions;
 use lamina_layers::oci::registry::{Client, ClientOptions, Reference, Repository, credentials};
-use lamina_layers::store::Store;
+use lamina_layers::oci::{IngestOptions, Ingested, Platform};
+use lamina_layers::store::{Source, Store};
 
 /// How to talk to a registry.
 #[derive(Debug, Args)]
@@ -49,6 +49,28 @@ impl RegistryArgs {
     pub fn client(&self, registry: &str, repository: &str) -> anyhow::Result<Client> {
         let credential = credentials::find(self.authfile.as_deref(), registry, repository)?;
         Ok(Client::new(registry, credential, &self.options())?)
+    }
+
+    /// Pulls an image, for this machine if no platform is said, and gives it a name if one is. Remembers
+    /// where it came from.
+    pub fn pull(
+        &self,
+        store: &Store,
+        reference: &Reference,
+        platform: Option<&Platform>,
+        name: Option<&str>,
+        options: &IngestOptions<'_>,
+    ) -> anyhow::Result<Ingested> {
+        let client = self.client(reference.registry(), reference.repository())?;
+        let repository = Repository::new(&client, reference);
+        let image = repository.image(reference, platform)?;
+        let pulled = repository.pull(store, &image, name, options)?;
+        let source = Source::Registry {
+            reference: reference.to_string(),
+            digest: Some(image.digest.to_string()),
+        };
+        store.set_source(&pulled.image.id, &source)?;
+        Ok(pulled)
     }
 
     /// Fetches again what a store lacks of an image that it pulled.

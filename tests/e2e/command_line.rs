@@ -34,6 +34,9 @@ fn wrong_usage_has_a_status_of_its_own() {
     }
     let message = lamina.fails(2, ["layer", "build", "-", "-"]);
     assert!(message.contains("standard input"), "{message}");
+    let dir = sandbox.dir("a-directory");
+    let message = lamina.fails(2, ["layer", "build", dir.to_str().unwrap()]);
+    assert!(message.contains("say --dir"), "{message}");
     let message = lamina.fails(1, ["layer", "build", "-t", "A Wrong Name", "/no/such.tar"]);
     assert!(
         message.contains("A Wrong Name"),

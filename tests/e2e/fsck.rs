@@ -1,13 +1,14 @@
 //! `lamina fsck`: every kind of damage is found, named, and repaired or kept apart.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lamina_layers::digest::Digest;
 use serde_json::Value;
 
+use crate::support::damage::{flip, image};
 use crate::support::lamina::{Lamina, NOBODY};
 use crate::support::layers::{Archive, noise};
 use crate::support::sandbox::Sandbox;
@@ -92,22 +93,6 @@ fn layer(store: &Path, entries: u64) -> PathBuf {
             serde_json::from_slice::<Value>(&text).unwrap()["entries"] == entries
         })
         .unwrap()
-}
-
-fn flip(path: &Path) {
-    // Whatever its permissions, the tests may.
-    let mode = fs::metadata(path).unwrap().permissions();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    let middle = file.metadata().unwrap().len() / 2;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, middle).unwrap();
-    file.write_all_at(&[byte[0] ^ 0x20], middle).unwrap();
-    fs::set_permissions(path, mode).unwrap();
 }
 
 fn cut(path: &Path) {
@@ -387,13 +372,6 @@ const KINDS: &[(&str, Injure, &str, &str, Fate)] = &[
         Fate::Stays,
     ),
 ];
-
-/// The directory of an image.
-fn image(store: &Path, name: &str) -> PathBuf {
-    let id = fs::read_to_string(store.join("refs").join(name)).unwrap();
-    let hex = id.trim().strip_prefix("sha256:").unwrap().to_owned();
-    store.join("images").join(hex)
-}
 
 fn subject(damage: &Value) -> &str {
     let subject = &damage["subject"];

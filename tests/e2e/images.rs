@@ -1,6 +1,7 @@
 //! `lamina image`: names, what is listed, what is removed.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use lamina_layers::digest::Digest;
 use serde_json::Value;
@@ -334,6 +335,37 @@ fn disk_usage_tells_what_is_shared() {
         shown.contains("UNIQUE") && shown.contains("lamina gc"),
         "{shown}"
     );
+}
+
+#[test]
+fn disk_usage_has_kept_blobs() {
+    let sandbox = Sandbox::new("images-df-blobs");
+    let lamina = two_images(&sandbox);
+    let file = sandbox.join("app.tar");
+    let path = file.to_str().unwrap();
+    lamina.ok(["image", "export", "app", "-o", path]);
+    let numbers = |keep: &[&str]| {
+        let store = lamina.with_store(&sandbox.join(format!("store{}", keep.len())));
+        let mut import = vec!["image", "import", path];
+        import.extend(keep);
+        store.ok(import);
+        let df = json(&store, &["image", "df", "--json"]);
+        let image = &df["images"][0];
+        assert_eq!(df["unneeded"], 0, "{df}");
+        assert_eq!(df["total"], image["total"], "{df}");
+        assert_eq!(image["unique"], image["total"], "{df}");
+        let blobs = fs::read_dir(store.store().join("blobs")).unwrap();
+        let sizes = blobs.map(|blob| blob.unwrap().metadata().unwrap().blocks() * 512);
+        let blobs: u64 = sizes.sum();
+        store.ok(["image", "rm", "app"]);
+        assert_eq!(json(&store, &["image", "df", "--json"])["total"], 0);
+        (df["total"].as_u64().unwrap(), blobs)
+    };
+    let (without, none) = numbers(&[]);
+    let (with, blobs) = numbers(&["--keep-blobs"]);
+    assert_eq!(none, 0);
+    assert!(blobs > 100_000, "{blobs}");
+    assert_eq!(with, without + blobs);
 }
 
 #[test]

@@ -12,8 +12,7 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use sha2::{Digest as _, Sha256};
-
+use super::packing::{Digesting, write_packed};
 use super::parallel::{default_jobs, on_all};
 use super::{Family, IngestProgress, LayerMedia};
 use crate::digest::{DiffId, Digest};
@@ -22,12 +21,6 @@ use crate::store::oci::{
 };
 use crate::store::{ImageFiles, Store, StoreError};
 use crate::tar::{Compression, ExportError, export_layer};
-
-/// The level that gzip packs with, its own default. A push and an export pack in the same way, always,
-/// so that digests are the same.
-pub(super) const GZIP_LEVEL: u32 = 6;
-/// The level that zstd packs with, its own default.
-pub(super) const ZSTD_LEVEL: i32 = 3;
 
 /// How images go out.
 #[derive(Clone, Copy)]
@@ -252,28 +245,11 @@ fn pack(
         .stream(&diff_id.to_string(), store.layer(&diff_id)?.tar_size);
     let file = tempfile::tempfile_in(options.scratch).map_err(failed)?;
     let mut out = Digesting::new(BufWriter::new(file));
-    let export = |into: &mut dyn Write| {
-        export_layer(store, &diff_id, Counting(into, &*progress)).map_err(|error| match error {
-            ExportError::Write(source) => failed(source),
-            error => error.into(),
-        })
-    };
-    match compression {
-        Compression::Gzip => {
-            // Without a time and a name, so that packing again gives the same.
-            let level = flate2::Compression::new(GZIP_LEVEL);
-            let mut packer = flate2::write::GzEncoder::new(&mut out, level);
-            export(&mut packer)?;
-            packer.finish().map_err(failed)?;
-        }
-        Compression::Zstd => {
-            let mut packer =
-                zstd::stream::write::Encoder::new(&mut out, ZSTD_LEVEL).map_err(failed)?;
-            export(&mut packer)?;
-            packer.finish().map_err(failed)?;
-        }
-        other => return Err(OutError::Media(other.name())),
-    }
+    let packed = write_packed(store, &diff_id, compression, &mut out, &*progress);
+    packed.map_err(|error| match error {
+        ExportError::Write(source) => failed(source),
+        error => error.into(),
+    })?;
     let (out, digest, size) = out.finish();
     let file = out.into_inner().map_err(|error| failed(error.into()))?;
     Ok((file, digest, size))
@@ -322,53 +298,4 @@ fn rewound(file: &File) -> Result<impl Read + '_, OutError> {
     let mut reader = file;
     reader.rewind().map_err(OutError::Write)?;
     Ok(reader)
-}
-
-/// Digests and counts what it passes on.
-struct Digesting<W> {
-    out: W,
-    hasher: Sha256,
-    count: u64,
-}
-
-impl<W: Write> Digesting<W> {
-    fn new(out: W) -> Self {
-        Self {
-            out,
-            hasher: Sha256::new(),
-            count: 0,
-        }
-    }
-
-    fn finish(self) -> (W, Digest, u64) {
-        (self.out, Digest(self.hasher.finalize().into()), self.count)
-    }
-}
-
-impl<W: Write> Write for Digesting<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.hasher.update(bytes.get(..count).unwrap_or_default());
-        self.count += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-/// Tells how much it passes on.
-struct Counting<'a>(&'a mut dyn Write, &'a dyn crate::tar::Progress);
-
-impl Write for Counting<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.0.write(bytes)?;
-        self.1.bytes(count as u64);
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
 }

@@ -14,6 +14,7 @@ mod document;
 mod ingest;
 mod load;
 mod media;
+mod packing;
 mod parallel;
 mod platform;
 pub mod registry;

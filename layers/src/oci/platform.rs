@@ -18,7 +18,7 @@ pub struct Platform {
 
 /// A string that is not a platform.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{}' is not a platform (os/cpu or os/cpu/variant, as in linux/arm64)", .0.escape_debug())]
+#[error("'{}' is not a platform (OS/CPU or OS/CPU/VARIANT, as in linux/arm64)", .0.escape_debug())]
 pub struct ParsePlatformError(pub String);
 
 impl Platform {
@@ -109,6 +109,12 @@ impl FromStr for Platform {
             Some(variant) => Some(Some(variant).filter(is_word).ok_or_else(wrong)?.to_owned()),
             None => None,
         };
+        // What the machines' own `uname -m` says.
+        let architecture = match architecture {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            architecture => architecture,
+        };
         Ok(Self {
             os: os.to_owned(),
             architecture: architecture.to_owned(),
@@ -125,6 +131,12 @@ mod tests {
     fn platforms_round_trip_through_text() {
         for text in ["linux/amd64", "linux/arm/v7", "windows/amd64"] {
             assert_eq!(text.parse::<Platform>().unwrap().to_string(), text);
+        }
+        for (text, same) in [
+            ("linux/x86_64", "linux/amd64"),
+            ("linux/aarch64/v8", "linux/arm64/v8"),
+        ] {
+            assert_eq!(text.parse::<Platform>().unwrap().to_string(), same);
         }
         for wrong in [
             "",

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::gc::disk_usage;
 use super::{Image, Store, StoreError};
-use crate::digest::{ChainId, DiffId, ImageId, ObjectId};
+use crate::digest::{ChainId, DiffId, Digest, ImageId, ObjectId};
 
 /// What an image takes on the disk, in bytes of whole blocks.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -16,7 +16,7 @@ pub struct ImageUsage {
     pub id: ImageId,
     /// Its names, sorted.
     pub names: Vec<String>,
-    /// All that it needs: objects, layers, merged index, its own files.
+    /// All that is there for it: objects, layers, merged index, its own files, kept blobs.
     pub total: u64,
     /// What other images need as well.
     pub shared: u64,
@@ -31,7 +31,7 @@ pub struct ImageUsage {
 pub struct Usage {
     /// Its images, as [`Store::images`] sorts them.
     pub images: Vec<ImageUsage>,
-    /// Objects, layers, merged indexes and images together, needed or not.
+    /// Objects, layers, merged indexes, kept blobs and images together, needed or not.
     pub total: u64,
     /// Of that, what no image needs.
     pub unneeded: u64,
@@ -79,6 +79,7 @@ struct Census<'s> {
     objects: Parts<ObjectId>,
     layers: Parts<DiffId>,
     merged: Parts<ChainId>,
+    blobs: Parts<Digest>,
 }
 
 impl Store {
@@ -93,6 +94,7 @@ impl Store {
             objects: HashMap::new(),
             layers: HashMap::new(),
             merged: HashMap::new(),
+            blobs: HashMap::new(),
         };
         let _lock = self.lock_shared()?;
         let images = self.images()?;
@@ -116,6 +118,9 @@ impl Store {
         for part in ["layers", "merged", "images"] {
             usage.total += below(&self.root().join(part))?;
         }
+        for (digest, _) in self.blobs()? {
+            usage.total += on_disk(&self.blob_path(&digest));
+        }
         usage.unneeded = usage.total.saturating_sub(needed);
         if needed > 0 {
             usage.factor = usage.separate as f64 / needed as f64;
@@ -126,6 +131,17 @@ impl Store {
     fn own_files(&self, image: &Image) -> Result<u64, StoreError> {
         disk_usage(&self.image_dir(&image.id))
     }
+
+    /// The digests of the blobs of an image's layers, which the store may have kept.
+    fn blobs_of(&self, image: &Image) -> Result<BTreeSet<Digest>, StoreError> {
+        let layers = self.image_files(&image.id)?.parsed.layers.into_iter();
+        Ok(layers.filter_map(|it| it.digest.parse().ok()).collect())
+    }
+}
+
+/// What a file takes on the disk; nothing if it is not there.
+fn on_disk(path: &Path) -> u64 {
+    std::fs::symlink_metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 
 /// What is in a directory, without itself.
@@ -145,10 +161,7 @@ impl Census<'_> {
             separate += files;
             let objects = &mut self.objects;
             store.mark(layer, |object| {
-                let size = || {
-                    let meta = std::fs::symlink_metadata(store.object_path(&object));
-                    meta.map_or(0, |meta| meta.blocks() * 512)
-                };
+                let size = || on_disk(&store.object_path(&object));
                 total += count(objects, object, at, size).unwrap_or(0);
                 separate += objects.get(&object).map_or(0, |part| part.bytes);
             })?;
@@ -156,6 +169,11 @@ impl Census<'_> {
         let merged = disk_usage(&store.merged_path(&image.chain))?;
         total += count(&mut self.merged, image.chain, at, || merged).unwrap_or(0);
         separate += merged;
+        for blob in store.blobs_of(image)? {
+            let kept = on_disk(&store.blob_path(&blob));
+            total += count(&mut self.blobs, blob, at, || kept).unwrap_or(0);
+            separate += kept;
+        }
         Ok(ImageUsage {
             id: image.id,
             names: image.names.clone(),
@@ -173,6 +191,9 @@ impl Census<'_> {
                 .map_or(0, |part| part.bytes)
         };
         let mut bytes = alone(self.merged.get(&image.chain));
+        for blob in self.store.blobs_of(image)? {
+            bytes += alone(self.blobs.get(&blob));
+        }
         let layers: BTreeSet<DiffId> = image.layers.iter().copied().collect();
         let mut objects = BTreeSet::new();
         for layer in &layers {
@@ -192,5 +213,6 @@ impl Census<'_> {
         sum(&mut self.objects.values())
             + sum(&mut self.layers.values())
             + sum(&mut self.merged.values())
+            + sum(&mut self.blobs.values())
     }
 }

@@ -10,8 +10,8 @@ use crate::cli::{Context, out, table};
 #[derive(Debug, Args)]
 #[command(
     after_help = "All sizes are of blocks on the disk. TOTAL is all that the image needs: contents of \
-    files, metadata, its own description; SHARED what other images need as well; UNIQUE what is freed \
-    when it is removed. Changes of mounts and kept blobs are not counted."
+    files, metadata, its own description, kept blobs; SHARED what other images need as well; UNIQUE what \
+    is freed when it is removed. Changes of mounts are not counted."
 )]
 pub struct DfArgs {
     /// Print JSON, sizes in bytes

@@ -16,6 +16,7 @@ use crate::support::tree::{Ignore, Tree};
 mod failures;
 mod interop;
 mod podman;
+mod repair;
 
 /// What trees that two programs unpacked may differ in.
 const UNPACKED: Ignore = Ignore {

@@ -147,7 +147,7 @@ fn messages_name_file_line_and_instruction() {
     let lamina = base::with_base(&sandbox);
     context(&sandbox);
     for (text, parts) in FAILURES {
-        let message = failure(&sandbox, &lamina, text, &[]);
+        let message = failure(&sandbox, &lamina, text, &["--pull=never"]);
         for part in *parts {
             assert!(
                 message.contains(part),

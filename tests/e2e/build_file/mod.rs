@@ -4,4 +4,5 @@ mod base;
 mod caching;
 mod errors;
 mod like_buildah;
+mod pulling;
 mod running;

@@ -14,6 +14,28 @@ use crate::support::sandbox::Sandbox;
 use crate::support::{describe, needs_root, run};
 
 #[test]
+fn a_command_that_changes_nothing_makes_no_layer() {
+    needs_root!();
+    let sandbox = Sandbox::new("no-changes");
+    let lamina = base::with_base(&sandbox);
+    let text = "FROM base\nRUN true\nRUN echo > /new && rm /new\nRUN echo > /kept\n";
+    for remembered in [false, true] {
+        let said = build_text(&sandbox, &lamina, text, "image");
+        let unchanged = said.lines().filter(|line| line.ends_with("no changes"));
+        assert_eq!(unchanged.count(), 2, "{said}");
+        assert_eq!(said.contains("Using cache"), remembered, "{said}");
+        let all = config(&lamina, "image");
+        assert_eq!(all["layers"].as_array().unwrap().len(), 2, "{all}");
+        let history = all["config"]["history"].as_array().unwrap();
+        let empty: Vec<_> = history
+            .iter()
+            .map(|step| step["empty_layer"] == true)
+            .collect();
+        assert_eq!(empty, [true, true, false], "{all}");
+    }
+}
+
+#[test]
 fn here_documents() {
     needs_root!();
     let sandbox = Sandbox::new("heredocs");

@@ -9,7 +9,7 @@ use crate::support::lamina::Lamina;
 use crate::support::layers::{Archive, noise};
 use crate::support::layout::{Layout, LayoutImage};
 use crate::support::proxy::Proxy;
-use crate::support::registry::Registry;
+use crate::support::registry::{Registry, alone};
 use crate::support::sandbox::Sandbox;
 
 mod faults;
@@ -129,22 +129,4 @@ fn pull(sandbox: &Sandbox, lamina: &Lamina, reference: &str, options: &[&str]) -
     command.args(options);
     alone(sandbox, &mut command);
     command
-}
-
-/// Hides the credentials of whoever runs the tests.
-fn alone(sandbox: &Sandbox, command: &mut Command) {
-    let home = sandbox.dir("home");
-    command.env("HOME", &home).env("XDG_RUNTIME_DIR", &home);
-    for name in ["REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "XDG_CONFIG_HOME"] {
-        command.env_remove(name);
-    }
-    for name in [
-        "http_proxy",
-        "https_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-    ] {
-        command.env_remove(name);
-    }
 }

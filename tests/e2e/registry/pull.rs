@@ -1,12 +1,14 @@
 //! What others push, pulled.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
 
 use super::{Setting, alone, pull, some_layers};
 use crate::support::containers::Containers;
+use crate::support::damage::{flip, large_object};
 use crate::support::fixture::{debian_layers, unpack_by_hand};
 use crate::support::lamina::{Lamina, NOBODY};
 use crate::support::layout::Layout;
@@ -15,7 +17,7 @@ use crate::support::sandbox::Sandbox;
 use crate::support::tree::{Ignore, Tree};
 use crate::support::{describe, needs_root, output, run};
 
-fn manifest_in(store: &std::path::Path, id: &str) -> Vec<u8> {
+fn manifest_in(store: &Path, id: &str) -> Vec<u8> {
     let hex = id.trim().strip_prefix("sha256:").unwrap();
     fs::read(store.join("images").join(hex).join("manifest.json")).unwrap()
 }
@@ -291,25 +293,30 @@ fn names_and_options_that_cannot_be() {
 fn what_is_damaged_is_fetched_again() {
     let setting = Setting::new("refetch");
     setting.pull(&[]);
-    let objects = setting.lamina.store().join("objects");
-    let dir = fs::read_dir(&objects)
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
-    let object = fs::read_dir(dir).unwrap().next().unwrap().unwrap().path();
-    let whole = fs::read(&object).unwrap();
-    fs::remove_file(&object).unwrap();
-    fs::write(&object, vec![0; whole.len()]).unwrap();
     let fsck = |options: &[&str]| {
         let mut command = setting.lamina.command(["fsck"]);
         alone(&setting.sandbox, &mut command);
         output(command.args(options))
     };
-    assert_eq!(fsck(&[]).status.code(), Some(1));
-    let done = fsck(&["--repair", "--plain-http"]);
-    assert!(done.status.success(), "{}", describe(&done));
-    assert_eq!(fs::read(&object).unwrap(), whole);
-    assert!(fsck(&[]).status.success());
+    let store = setting.lamina.store();
+    let image = image_at(store);
+    for path in [
+        large_object(store),
+        image.join("manifest.json"),
+        image.join("config.json"),
+    ] {
+        let whole = fs::read(&path).unwrap();
+        flip(&path);
+        assert_eq!(fsck(&[]).status.code(), Some(1));
+        let done = fsck(&["--repair", "--plain-http"]);
+        assert!(done.status.success(), "{}", describe(&done));
+        assert_eq!(fs::read(&path).unwrap(), whole, "{path:?}");
+        assert!(fsck(&[]).status.success());
+    }
+}
+
+/// The directory of the only image.
+fn image_at(store: &Path) -> PathBuf {
+    let mut images = fs::read_dir(store.join("images")).unwrap();
+    images.next().unwrap().unwrap().path()
 }

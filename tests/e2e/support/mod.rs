@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: a place to work in, the program, trees to compare.
 
 pub mod containers;
+pub mod damage;
 pub mod disk;
 pub mod fake;
 pub mod fixture;

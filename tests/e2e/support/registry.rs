@@ -106,6 +106,24 @@ impl Drop for Registry {
     }
 }
 
+/// Hides the credentials of whoever runs the tests.
+pub fn alone(sandbox: &Sandbox, command: &mut Command) {
+    let home = sandbox.dir("home");
+    command.env("HOME", &home).env("XDG_RUNTIME_DIR", &home);
+    for name in ["REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "XDG_CONFIG_HOME"] {
+        command.env_remove(name);
+    }
+    for name in [
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+    ] {
+        command.env_remove(name);
+    }
+}
+
 /// Waits until the registry says where it listens, and reads on so that it is never held up.
 fn address(log: impl Read + Send + 'static) -> String {
     let mut lines = BufReader::new(log).lines();

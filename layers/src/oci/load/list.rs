@@ -95,19 +95,26 @@ impl<'a> Lister<'a> {
         }
     }
 
-    /// The image of a group for a platform: this machine's if none is given, unless there is only one.
-    pub fn choose(&self, group: Group, platform: Option<&Platform>) -> Result<Found, LoadError> {
-        let title = group.title();
+    /// The images of a group, and what they are for.
+    pub fn images(&self, group: &Group) -> Result<Vec<(Platform, Found)>, LoadError> {
         let mut images = Vec::new();
-        for (platform, leaf) in group.images {
+        for (platform, leaf) in &group.images {
             let found = match leaf {
-                Leaf::Oci(descriptor) => self.oci_image(&descriptor),
-                Leaf::Docker(saved) => self.docker_image(&saved).map(Some),
+                Leaf::Oci(descriptor) => self.oci_image(descriptor),
+                Leaf::Docker(saved) => self.docker_image(saved).map(Some),
             };
             if let Some((found, config)) = found? {
+                let platform = platform.clone();
                 images.push((platform.unwrap_or(Platform::of_config(&config)), found));
             }
         }
+        Ok(images)
+    }
+
+    /// The image of a group for a platform: this machine's if none is given, unless there is only one.
+    pub fn choose(&self, group: Group, platform: Option<&Platform>) -> Result<Found, LoadError> {
+        let title = group.title();
+        let mut images = self.images(&group)?;
         let host = Platform::host();
         let wanted = match platform {
             None if images.len() == 1 => None,

@@ -8,7 +8,7 @@ use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
 use super::{BlobSource, IngestError, IngestOptions, Ingested, Platform, SourceError, ingest};
-use crate::digest::Digest;
+use crate::digest::{Digest, ImageId};
 use crate::store::oci::{Descriptor, ImageConfig, Manifest};
 use crate::store::{Store, StoreError, check_name};
 use crate::tar::Compression;
@@ -47,6 +47,8 @@ pub struct LoadOptions<'a> {
     pub wanted: &'a [String],
     /// All of them, if none are named. Otherwise it must be one.
     pub all: bool,
+    /// The one with this digest, whatever it is for, and without any name.
+    pub exactly: Option<ImageId>,
 }
 
 /// An image that was loaded.
@@ -172,6 +174,20 @@ fn choose(contents: &dyn Contents, options: &LoadOptions<'_>) -> Result<Vec<Foun
     let lister = Lister::new(contents);
     let mut groups = lister.groups()?;
     let name = || contents.name().to_owned();
+    if let Some(id) = options.exactly {
+        for group in &groups {
+            let mut images = lister.images(group)?.into_iter();
+            if let Some((_, found)) = images.find(|(_, found)| Digest::of(&found.manifest) == id.0)
+            {
+                return Ok(vec![found]);
+            }
+        }
+        return Err(LoadError::NoSuchImage {
+            name: name(),
+            wanted: id.to_string(),
+            found: groups.iter().map(list::Group::title).collect(),
+        });
+    }
     for wanted in options.wanted {
         if !groups.iter().any(|group| group.is(wanted)) {
             return Err(LoadError::NoSuchImage {

@@ -11,16 +11,15 @@ use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use sha2::{Digest as _, Sha256};
 
 use super::upload::{Contents, Sent};
 use super::{Reference, RegistryError, Repository};
 use crate::digest::{DiffId, Digest};
-use crate::oci::blob::{GZIP_LEVEL, ZSTD_LEVEL};
+use crate::oci::packing::{Digesting, Told, write_packed};
 use crate::oci::{Family, IngestProgress, LayerBlob, LayerMedia, SourceError};
 use crate::store::oci::{CONFIG, DOCKER_CONFIG, DOCKER_MANIFEST, Descriptor, MANIFEST, Manifest};
 use crate::store::{Image, ImageFiles, Source, Store};
-use crate::tar::{Compression, Progress, export_layer};
+use crate::tar::{Compression, Progress};
 
 /// How an image is pushed.
 #[derive(Clone, Copy)]
@@ -263,7 +262,7 @@ impl Pushing<'_> {
         diff_id: &DiffId,
         compression: Compression,
     ) -> Result<(LayerBlob, Sent), RegistryError> {
-        let mut counted = Counted::default();
+        let mut counted = Digesting::new(io::sink());
         let packed = Packed {
             store: self.store,
             diff_id,
@@ -277,7 +276,7 @@ impl Pushing<'_> {
                 what: format!("layer {diff_id}"),
                 source,
             })?;
-        let (digest, size) = (Digest(counted.hasher.finalize().into()), counted.count);
+        let (_, digest, size) = counted.finish();
         let layer = LayerBlob {
             digest,
             size,
@@ -346,10 +345,7 @@ impl Contents for Kept<'_> {
     fn write(&self, to: &mut dyn Write) -> Result<(), SourceError> {
         let opened = self.store.open_blob(&self.layer.digest, self.layer.size)?;
         let mut file = opened.ok_or("it is gone")?;
-        let mut out = Told {
-            out: to,
-            progress: self.progress,
-        };
+        let mut out = Told::new(to, self.progress);
         io::copy(&mut file, &mut out)?;
         Ok(())
     }
@@ -366,61 +362,13 @@ struct Packed<'a> {
 
 impl Contents for Packed<'_> {
     fn write(&self, to: &mut dyn Write) -> Result<(), SourceError> {
-        let out = Told {
-            out: to,
-            progress: self.progress,
-        };
-        match self.compression {
-            Compression::Gzip => {
-                let level = flate2::Compression::new(GZIP_LEVEL);
-                let mut packed = flate2::write::GzEncoder::new(out, level);
-                export_layer(self.store, self.diff_id, &mut packed)?;
-                packed.finish()?;
-            }
-            Compression::Zstd => {
-                let mut packed = zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?;
-                export_layer(self.store, self.diff_id, &mut packed)?;
-                packed.finish()?;
-            }
-            _ => export_layer(self.store, self.diff_id, out)?,
-        }
-        Ok(())
-    }
-}
-
-/// Tells how much went through it.
-struct Told<'a, W> {
-    out: W,
-    progress: &'a dyn Progress,
-}
-
-impl<W: Write> Write for Told<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.progress.bytes(count as u64);
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-/// Keeps nothing but length and digest.
-#[derive(Default)]
-struct Counted {
-    hasher: Sha256,
-    count: u64,
-}
-
-impl Write for Counted {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hasher.update(bytes);
-        self.count += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        let out = Told::new(to, self.progress);
+        Ok(write_packed(
+            self.store,
+            self.diff_id,
+            self.compression,
+            out,
+            &(),
+        )?)
     }
 }
