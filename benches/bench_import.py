@@ -1,15 +1,14 @@
 """Import: compressed layers into a store, against what else unpacks the same bytes."""
 
-import hashlib
 import io
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 
-from common import fixture, have, lamina, measure, progress, rounds, sh, table
+from common import fixture, have, lamina, measure, rounds, sh, table
+from layout import Layout
 
 LAYERS = ["1-base.tar", "2-tools.tar", "3-pruned.tar"]
 
@@ -62,7 +61,8 @@ def tar_fresh(arena, layers):
 
 
 def against_peers(arena, inputs, gzipped):
-    layout = oci_layout(arena.fresh("oci"), inputs)
+    layout = arena.fresh("oci")
+    Layout(layout).add("latest", [os.path.join(inputs, name) for name in LAYERS])
     archive = arena.join("oci.tar")
     sh(["tar", "-cf", archive, "-C", layout, "."])
     contestants = {"tar -x": tar_fresh(arena, gzipped), "lamina layer build": build_fresh(arena, gzipped)}
@@ -122,16 +122,16 @@ def again_and_similar(arena, inputs):
     arena.remove("full")
 
 
-def alter(source, target):
-    """The same layer with every tenth file a byte longer."""
-    with subprocess.Popen(["zstd", "-q", "-3", "-f", "-o", target], stdin=subprocess.PIPE) as packer:
+def alter(source, target, packer="zstd -q -3", remainder=0):
+    """The same layer with every tenth file a byte longer, packed."""
+    with open(target, "wb") as out, subprocess.Popen(packer.split(), stdin=subprocess.PIPE, stdout=out) as packer:
         with tarfile.open(source) as old, tarfile.open(fileobj=packer.stdin, mode="w|", format=tarfile.PAX_FORMAT) as new:
             files = 0
             for member in old:
                 if member.isreg() and member.size and not member.issparse():
                     files += 1
                     content = old.extractfile(member)
-                    if files % 10 == 0:
+                    if files % 10 == remainder:
                         data = content.read() + b"\n"
                         member.size = len(data)
                         member.pax_headers.pop("size", None)
@@ -159,39 +159,3 @@ def three_gigabytes(arena):
     results = rounds({"tar -x": untar, "lamina layer build": contestant})
     table("A layer of 3 GB, from a pipe", results, "tar -x", memory=True)
     arena.remove("store")
-
-
-def oci_layout(path, inputs):
-    """An OCI image layout of the gzip layers."""
-    blobs = os.path.join(path, "blobs/sha256")
-    os.makedirs(blobs)
-
-    def digest(file):
-        with open(file, "rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-
-    def blob(data, kind):
-        name = hashlib.sha256(data).hexdigest()
-        with open(os.path.join(blobs, name), "wb") as handle:
-            handle.write(data)
-        return {"mediaType": kind, "digest": "sha256:" + name, "size": len(data)}
-
-    layers, diff_ids = [], []
-    for name in LAYERS:
-        packed = os.path.join(inputs, name + ".gz")
-        hexed = digest(packed)
-        shutil.copy(packed, os.path.join(blobs, hexed))
-        kind = "application/vnd.oci.image.layer.v1.tar+gzip"
-        layers.append({"mediaType": kind, "digest": "sha256:" + hexed, "size": os.path.getsize(packed)})
-        diff_ids.append("sha256:" + digest(os.path.join(inputs, name)))
-    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
-    config = blob(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json")
-    manifest = {"schemaVersion": 2, "config": config, "layers": layers}
-    manifest = blob(json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json")
-    manifest["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
-    with open(os.path.join(path, "index.json"), "w") as handle:
-        json.dump({"schemaVersion": 2, "manifests": [manifest]}, handle)
-    with open(os.path.join(path, "oci-layout"), "w") as handle:
-        json.dump({"imageLayoutVersion": "1.0.0"}, handle)
-    progress("OCI layout written")
-    return path

@@ -1,15 +1,15 @@
-//! With podman, in both directions.
+//! With podman and buildah, in both directions.
 
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
-use super::{UNPACKED, another, check_layers, layers, mounted, odd_image, small_image};
+use super::{UNPACKED, another, around, check_layers, layers, mounted, odd_image, small_image};
 use crate::support::containers::Containers;
 use crate::support::fixture::DebianStore;
 use crate::support::lamina::Lamina;
 use crate::support::sandbox::Sandbox;
-use crate::support::tree::Ignore;
+use crate::support::tree::{Ignore, Tree};
 use crate::support::{describe, needs_root};
 
 /// podman gives the root, hard links to lower layers and everything from before 1970 times of its own.
@@ -119,5 +119,50 @@ fn what_podman_saves_is_imported() {
         fs::remove_dir_all(store.store()).unwrap();
         let _ = fs::remove_dir_all(&saved);
         let _ = fs::remove_file(&saved);
+    }
+}
+
+#[test]
+fn buildah_takes_and_gives_archives() {
+    needs_root!();
+    let sandbox = Sandbox::new("archives-buildah");
+    let lamina = Lamina::new(&sandbox);
+    odd_image(&sandbox, &lamina);
+    let containers = Containers::new(&sandbox);
+    let ours = mounted(&lamina, &sandbox, "odd");
+    for (number, format) in ["oci-archive", "docker-archive"].into_iter().enumerate() {
+        let file = sandbox.join(format!("{format}.tar"));
+        lamina.ok([
+            "image",
+            "export",
+            "odd",
+            "--format",
+            format,
+            "-o",
+            file.to_str().unwrap(),
+        ]);
+        let image =
+            containers.buildah_ok(&["pull", "-q", &around(&format!("{format}:"), &file, "")]);
+        let theirs = containers.tree(&image);
+        theirs.assert_same("buildah's tree", &ours, "our mount", TIMES_APART);
+
+        // What it makes of a container comes back.
+        let container = containers.buildah_ok(&["from", "--pull-never", &image]);
+        let root = containers.buildah_ok(&["mount", &container]);
+        fs::write(Path::new(&root).join("added"), "by buildah").unwrap();
+        let theirs = Tree::read(Path::new(&root));
+        let made = containers.buildah_ok(&["commit", "-q", "--rm", &container]);
+        let back = sandbox.join(format!("back-{number}.tar"));
+        containers.buildah_ok(&[
+            "push",
+            "-q",
+            &made,
+            &around(&format!("{format}:"), &back, ""),
+        ]);
+        let store = another(&lamina, &sandbox, &format!("back-{number}"));
+        store.ok(["image", "import", back.to_str().unwrap(), "-t", "back"]);
+        check_layers(&store, &sandbox, "back");
+        let back = mounted(&store, &sandbox, "back");
+        theirs.assert_same("buildah's container", &back, "our mount", TIMES_APART);
     }
 }

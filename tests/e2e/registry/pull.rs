@@ -97,7 +97,7 @@ fn every_compression_and_what_is_said_of_it() {
 }
 
 #[test]
-fn what_buildah_pushes_is_pulled() {
+fn what_buildah_and_podman_push_is_pulled() {
     needs_root!();
     let sandbox = Sandbox::new("buildah-in");
     let registry = Registry::start(&sandbox);
@@ -113,21 +113,29 @@ fn what_buildah_pushes_is_pulled() {
     run(Command::new("sh").args(["-ec", script]).current_dir(&root));
     let expected = Tree::read(root.as_ref());
     buildah(&["config", "--cmd", "/bin/greet", &container]);
-    for format in ["oci", "docker"] {
-        let name = format!("{}/built:{format}", registry.address());
-        let image = buildah(&["commit", "--format", format, &container]);
-        buildah(&[
-            "push",
-            "--tls-verify=false",
-            "--format",
-            format,
-            &image,
-            &name,
-        ]);
+    let images = ["oci", "docker"].map(|kind| buildah(&["commit", "--format", kind, &container]));
+    for (number, (program, kind, image)) in [
+        ("buildah", "oci", &images[0]),
+        ("buildah", "v2s2", &images[1]),
+        // Each kind of image also as the other kind of manifest.
+        ("podman", "v2s2", &images[0]),
+        ("podman", "oci", &images[1]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("{}/{program}/built:{kind}", registry.address());
+        let push = ["push", "--tls-verify=false", "--format", kind, image, &name];
+        if program == "podman" {
+            containers.podman_ok(&push);
+        } else {
+            buildah(&push);
+        }
         run(&mut pull(&sandbox, &lamina, &name, &[]));
         let config = lamina.ok(["image", "inspect", &name]);
         assert!(config.contains("/bin/greet"), "{config}");
-        let mount = lamina.mount(&["--read-only", &name], &sandbox.join(format));
+        let at = sandbox.join(format!("mounted-{number}"));
+        let mount = lamina.mount(&["--read-only", &name], &at);
         let ignore = Ignore {
             // buildah's layers have whole seconds.
             mtime: true,

@@ -103,6 +103,39 @@ fn what_is_pushed_is_unpacked_by_others() {
 }
 
 #[test]
+fn both_kinds_of_manifest_are_pulled_by_podman_and_buildah() {
+    needs_root!();
+    let sandbox = Sandbox::new("push-both");
+    let registry = Registry::start(&sandbox);
+    let lamina = Lamina::new(&sandbox);
+    lamina.build("app", &some_layers(&sandbox));
+    let mount = lamina.mount(&["--read-only", "app"], &sandbox.join("mnt"));
+    let expected = Tree::read(mount.path());
+    mount.unmount();
+    for kind in ["oci", "docker"] {
+        let name = format!("{}/team/app:{kind}", registry.address());
+        let arguments = ["-q", "--format", kind, "app", &name];
+        run(&mut push(&sandbox, &lamina, &arguments));
+        for program in ["podman", "buildah"] {
+            let place = sandbox.join(format!("{kind}-{program}"));
+            let containers = Containers::at(&place);
+            let pull = ["pull", "-q", "--tls-verify=false", &name];
+            if program == "podman" {
+                containers.podman_ok(&pull);
+            } else {
+                containers.buildah_ok(&pull);
+            }
+            let ignore = Ignore {
+                // Theirs of directories that a layer adds to.
+                mtime: true,
+                ..Ignore::OTHER_FILESYSTEM
+            };
+            expected.assert_same("the image", &containers.tree(&name), program, ignore);
+        }
+    }
+}
+
+#[test]
 fn formats_and_compressions() {
     let sandbox = Sandbox::new("push-kinds");
     let registry = Registry::start(&sandbox);

@@ -19,8 +19,14 @@ pub struct Containers {
 impl Containers {
     /// An empty one.
     pub fn new(sandbox: &Sandbox) -> Self {
+        Self::at(&sandbox.join("containers"))
+    }
+
+    /// An empty one in a directory of its own, in a sandbox.
+    pub fn at(root: &Path) -> Self {
+        std::fs::create_dir_all(root).unwrap();
         Self {
-            root: sandbox.dir("containers"),
+            root: root.to_owned(),
             run: tempfile::tempdir_in("/tmp").unwrap(),
         }
     }
