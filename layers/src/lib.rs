@@ -7,6 +7,7 @@
 pub mod digest;
 pub mod index;
 pub mod json_path;
+pub mod new_file;
 pub mod oci;
 pub mod store;
 pub mod tar;

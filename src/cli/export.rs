@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
+use lamina_layers::new_file::NewFile;
 use lamina_layers::oci::{ArchiveFormat, SaveImage, SaveOptions, Saved, save_archive, save_to_dir};
 use lamina_layers::store::Pins;
 use lamina_layers::tar::{Compression, export_layer};
@@ -251,17 +252,12 @@ fn to_output<T>(
     // Through a link, the file that it leads to is replaced.
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let dir = scratch(&path);
-    let mut file = tempfile::Builder::new()
-        .prefix(".lamina-")
-        .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(&dir)
-        .with_context(failed)?;
-    let mut writer = BufWriter::with_capacity(BUFFER, file.as_file_mut());
+    let mut file = NewFile::new(&dir, 0o666).with_context(failed)?;
+    let mut writer = BufWriter::with_capacity(BUFFER, file.file());
     let result = write(&mut writer).with_context(failed)?;
     writer.flush().with_context(failed)?;
     drop(writer);
-    file.as_file().sync_all().with_context(failed)?;
-    file.persist(&path).with_context(failed)?;
+    file.publish(&path).with_context(failed)?;
     let synced = fs::File::open(&dir).and_then(|dir| dir.sync_all());
     synced.with_context(failed)?;
     Ok(result)

@@ -31,7 +31,7 @@ pub struct ImportArgs {
     /// Name for the image, instead of those that it has there
     #[arg(short, long, value_name = "NAME", conflicts_with = "all")]
     tag: Option<String>,
-    /// Of an image for several platforms, the one for this: os/cpu or os/cpu/variant, by the names
+    /// Of an image for several platforms, the one for this: OS/CPU or OS/CPU/VARIANT, by the names
     /// of Go [default: this machine's]
     #[arg(long, value_name = "PLATFORM", value_parser = parse_platform)]
     platform: Option<Platform>,
@@ -98,17 +98,19 @@ pub fn run(context: &Context, args: &ImportArgs) -> anyhow::Result<()> {
     out::print(lines.collect::<String>())
 }
 
-/// Records where an image came from.
+/// Records where an image came from, if it can be had there again.
 fn record(store: &Store, args: &ImportArgs, loaded: &Loaded, several: bool) -> anyhow::Result<()> {
-    if args.from.as_os_str() == "-" {
+    // A pipe is gone when it was read, whatever its name.
+    let Ok(path) = args.from.canonicalize() else {
         return Ok(());
-    }
-    let path = args.from.canonicalize()?;
+    };
     let image = Some(loaded.title.clone()).filter(|_| several || !args.images.is_empty());
     let source = if path.is_dir() {
         store::Source::Layout { path, image }
-    } else {
+    } else if path.is_file() && args.from.as_os_str() != "-" {
         store::Source::Archive { path, image }
+    } else {
+        return Ok(());
     };
     store.set_source(&loaded.ingested.image.id, &source)?;
     Ok(())

@@ -16,6 +16,8 @@ use crate::index::Meta;
 
 /// Most bytes of an extended header or a long name: room for many attributes, or a large map.
 const EXTENSION_MAX: u64 = 16 << 20;
+/// All that describe one entry may not take more memory, in bytes.
+const LOCAL_MAX: usize = 64 << 20;
 /// Most bytes that global extended headers may say: they are looked at for every entry.
 const GLOBAL_MAX: usize = 64 << 10;
 
@@ -115,13 +117,27 @@ impl<W: Write + Seek> Reader<W> {
                     let global = &self.global;
                     let pax = extensions.pax.get_or_insert_with(|| global.clone());
                     pax.apply(&data).map_err(|error| self.wrong(error))?;
+                    // There may be several before one entry.
+                    let weight = pax.weight();
+                    if weight > LOCAL_MAX {
+                        return Err(self.too_heavy(
+                            "the extended headers of an entry",
+                            weight,
+                            LOCAL_MAX,
+                        ));
+                    }
                 }
                 b'g' => {
                     let data = self.extension(&header, "a global extended header")?;
                     let mut global = std::mem::take(&mut self.global);
                     global.apply(&data).map_err(|error| self.wrong(error))?;
                     if global.weight() > GLOBAL_MAX {
-                        return Err(self.too_large_global(global.weight()));
+                        let weight = global.weight();
+                        return Err(self.too_heavy(
+                            "a set of global extended headers",
+                            weight,
+                            GLOBAL_MAX,
+                        ));
                     }
                     self.global = global;
                 }
@@ -281,11 +297,11 @@ impl<W: Write + Seek> Reader<W> {
         Ok(text)
     }
 
-    fn too_large_global(&self, size: usize) -> Stop {
+    fn too_heavy(&self, what: &'static str, size: usize, max: usize) -> Stop {
         self.wrong(Problem::ExtensionSize {
-            what: "a set of global extended headers",
+            what,
             size: size as u64,
-            max: GLOBAL_MAX as u64,
+            max: max as u64,
         })
     }
 

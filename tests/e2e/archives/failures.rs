@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::{another, around, check_layers, layers, small_image};
+use super::{another, around, check_layers, inspect, layers, small_image};
 use crate::support::lamina::{Lamina, NOBODY};
 use crate::support::layers::Archive;
 use crate::support::sandbox::Sandbox;
@@ -299,4 +299,58 @@ fn outputs_that_cannot_be() {
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn what_comes_by_a_named_pipe_has_no_source() {
+    let sandbox = Sandbox::new("archives-fifo");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let file = sandbox.join("small.tar");
+    lamina.ok(["image", "export", "small", "-o", file.to_str().unwrap()]);
+    let store = another(&lamina, &sandbox, "other");
+    let import = store.command(["image", "import", "-t", "there", "/dev/fd/9"]);
+    // As a shell does it with <(…).
+    let mut shell = Command::new("bash");
+    shell.args(["-c", "exec \"$@\" 9< <(cat \"$FILE\")", "bash"]);
+    shell.arg(import.get_program()).args(import.get_args());
+    for (name, value) in import.get_envs() {
+        shell.env(name, value.unwrap_or_default());
+    }
+    run(shell.env("FILE", &file));
+    assert!(inspect(&store, "there")["source"].is_null());
+}
+
+#[test]
+fn exports_to_one_directory_at_once_are_all_there() {
+    let sandbox = Sandbox::new("archives-at-once");
+    let lamina = Lamina::new(&sandbox);
+    let names: Vec<String> = (0..6).map(|number| format!("image:{number}")).collect();
+    for name in &names {
+        let layer = Archive::new(&sandbox, "layer.tar").file("name", name.as_bytes());
+        lamina.build(name, &[layer.finish()]);
+    }
+    let layout = sandbox.dir("layout");
+    let exports: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let path = layout.to_str().unwrap();
+            let words = ["image", "export", "--format", "oci-dir", name, "-o", path];
+            lamina.command(words).spawn().unwrap()
+        })
+        .collect();
+    for mut export in exports {
+        assert!(export.wait().unwrap().success());
+    }
+    let index: serde_json::Value =
+        serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+    let manifests = index["manifests"].as_array().unwrap();
+    assert_eq!(manifests.len(), names.len(), "{index}");
+    for dir in [&layout, &layout.join("blobs/sha256")] {
+        let hidden = fs::read_dir(dir).unwrap().filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name();
+            name.to_string_lossy().starts_with('.')
+        });
+        assert_eq!(hidden.count(), 0);
+    }
 }

@@ -371,15 +371,56 @@ fn credentials_do_not_follow_to_another_host() {
     let fields = vec![("location", place)];
     setting
         .proxy
-        .on("GET", &blob, 1, Fault::Answer(307, fields, ""));
+        .on("GET", &blob, 1, Fault::Answer(307, fields.clone(), ""));
     setting.proxy.want_tokens("Basic YWxpOm9wZW4gc2VzYW1l", 100);
     let auth = format!(
         r#"{{"auths": {{"{}": {{"auth": "YWxpOm9wZW4gc2VzYW1l"}}}}}}"#,
         setting.proxy.address()
     );
     let auth = setting.sandbox.file("auth.json", auth);
+    let again = setting.lamina.with_store(&setting.sandbox.join("again"));
     setting.pull(&["--authfile", auth.to_str().unwrap()]);
     let seen = other.take_seen();
     assert_eq!(seen.len(), 1, "{seen:?}");
     assert_eq!(seen[0].authorization, None);
+
+    // Nor when it asks for them.
+    let realm = format!(r#"Bearer realm="http://localhost:{port}/token",service="other""#);
+    let asks = Fault::Answer(401, vec![("www-authenticate", realm)], "");
+    other.on("GET", &blob, 5, asks);
+    setting
+        .proxy
+        .on("GET", &blob, 5, Fault::Answer(307, fields, ""));
+    let options = ["--authfile", auth.to_str().unwrap()];
+    let failed = output(&mut pull(
+        &setting.sandbox,
+        &again,
+        &setting.reference(),
+        &options,
+    ));
+    assert_eq!(failed.status.code(), Some(1), "{}", describe(&failed));
+    let seen = other.take_seen();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert_eq!(seen[0].authorization, None);
+}
+
+#[test]
+fn a_request_is_not_sent_around_for_ever() {
+    let setting = Setting::new("around");
+    let blob = format!("blobs/{}", setting.image.layers[0]);
+    // Relative addresses, which lead to the same again.
+    let fields = vec![("location", format!("/v2/team/app/{blob}"))];
+    setting
+        .proxy
+        .on("GET", &blob, 1, Fault::Answer(302, fields.clone(), ""));
+    setting.pull(&[]);
+    let again = setting.lamina.with_store(&setting.sandbox.join("again"));
+    setting
+        .proxy
+        .on("GET", &blob, 1000, Fault::Answer(302, fields, ""));
+    let reference = setting.reference();
+    let failed = output(&mut pull(&setting.sandbox, &again, &reference, &[]));
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert_eq!(failed.status.code(), Some(1), "{said}");
+    assert!(said.contains("from one address to the next"), "{said}");
 }

@@ -268,7 +268,7 @@ fn names_and_options_that_cannot_be() {
         (&["pull", "docker://debian"][..], 1, "leave out 'docker://'"),
         (&["pull", "Debian"], 1, "lower-case"),
         (&["pull", "a@sha256:12"], 1, "not a digest"),
-        (&["pull", "a", "--platform", "linux"], 2, "os/cpu"),
+        (&["pull", "a", "--platform", "linux"], 2, "OS/CPU"),
         (&["pull", "a", "--jobs", "0"], 2, "--jobs"),
         (
             &["pull", "a", "--plain-http", "--insecure"],

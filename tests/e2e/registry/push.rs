@@ -9,6 +9,7 @@ use super::{Setting, alone, pull, some_layers};
 use crate::support::containers::Containers;
 use crate::support::fixture::{debian_layers, unpack_by_hand};
 use crate::support::lamina::Lamina;
+use crate::support::layers::Archive;
 use crate::support::layout::Layout;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::registry::Registry;
@@ -108,7 +109,10 @@ fn both_kinds_of_manifest_are_pulled_by_podman_and_buildah() {
     let sandbox = Sandbox::new("push-both");
     let registry = Registry::start(&sandbox);
     let lamina = Lamina::new(&sandbox);
-    lamina.build("app", &some_layers(&sandbox));
+    let mut layers = some_layers(&sandbox);
+    // Where no layer says anything of the root, they have their own idea of it.
+    layers.push(Archive::new(&sandbox, "root.tar").dir(".", 0o755).finish());
+    lamina.build("app", &layers);
     let mount = lamina.mount(&["--read-only", "app"], &sandbox.join("mnt"));
     let expected = Tree::read(mount.path());
     mount.unmount();
@@ -258,6 +262,58 @@ fn layers_of_another_repository_are_mounted() {
         ))),
         ["present"; 3]
     );
+}
+
+#[test]
+fn what_is_built_on_a_pulled_image_shares_its_blobs() {
+    let setting = Setting::new("push-built");
+    setting.pull(&[]);
+    let context = setting.sandbox.dir("context");
+    let from = format!("FROM {}\nCOPY new /new\n", setting.reference());
+    fs::write(context.join("Containerfile"), from).unwrap();
+    fs::write(context.join("new"), "new").unwrap();
+    let context = context.to_str().unwrap();
+    setting.lamina.ok(["build", "-q", "-t", "built", context]);
+    let push = |place: &str| {
+        let there = format!("{}/{place}", setting.proxy.address());
+        let arguments = ["--json", "built", &there];
+        states(&run(&mut push(
+            &setting.sandbox,
+            &setting.lamina,
+            &arguments,
+        )))
+    };
+    let expected = ["mounted", "mounted", "mounted", "sent"];
+    assert_eq!(push("other/built:1"), expected);
+    assert_eq!(push("other/built:2"), ["present"; 4]);
+    let manifest = remote(&format!("{}/other/built:1", setting.registry.address()));
+    for (layer, digest) in setting.image.layers.iter().enumerate() {
+        assert_eq!(manifest["layers"][layer]["digest"], digest.as_str());
+    }
+    // Where it was pulled from, it is there already.
+    let expected = ["present", "present", "present", "sent"];
+    assert_eq!(push("team/app:built"), expected);
+}
+
+#[test]
+fn docker_gets_no_layers_by_zstd() {
+    let sandbox = Sandbox::new("push-zstd");
+    let registry = Registry::start(&sandbox);
+    let mut layout = Layout::new(&sandbox, "layout");
+    layout.image("app", &some_layers(&sandbox), "zstd", "amd64");
+    let name = |tag: &str| format!("{}/app:{tag}", registry.address());
+    layout.push("app", &name("oci"), &[]);
+    let lamina = Lamina::new(&sandbox);
+    run(&mut pull(&sandbox, &lamina, &name("oci"), &[]));
+    let arguments = ["--format", "docker", &name("oci"), &name("docker")];
+    run(&mut push(&sandbox, &lamina, &arguments));
+    let manifest = remote(&name("docker"));
+    for layer in manifest["layers"].as_array().unwrap() {
+        assert_eq!(
+            layer["mediaType"],
+            "application/vnd.docker.image.rootfs.diff.tar.gzip"
+        );
+    }
 }
 
 #[test]

@@ -15,6 +15,8 @@ use crate::tar::pax::{Pax, PaxError};
 const ENTRIES_MAX: usize = 100_000;
 /// Most bytes of an extended header or a long name.
 const EXTENSION_MAX: u64 = 1 << 20;
+/// Those of one entry may not take more memory, in bytes.
+const LOCAL_MAX: u64 = 4 << 20;
 /// The longest path, in bytes.
 const PATH_MAX: usize = 4096;
 
@@ -184,7 +186,13 @@ impl<R: Input> Walk<R> {
                 return Err(WalkProblem::Many);
             }
             match header.typeflag() {
-                b'x' | b'X' => extensions.pax.apply(&self.extension(&header)?)?,
+                b'x' | b'X' => {
+                    extensions.pax.apply(&self.extension(&header)?)?;
+                    let weight = extensions.pax.weight() as u64;
+                    if weight > LOCAL_MAX {
+                        return Err(WalkProblem::Long(weight));
+                    }
+                }
                 b'L' => extensions.name = Some(self.text(&header)?),
                 b'K' => extensions.link = Some(self.text(&header)?),
                 _ => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE};
 use ureq::http::{HeaderName, Method, Request, Response};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, SendBody};
@@ -91,6 +91,8 @@ pub struct Call<'c> {
 
 /// The answer of a token server may not be longer, in bytes.
 const MAX_TOKEN: u64 = 1 << 20;
+/// So often a request may be sent to another address.
+const MAX_REDIRECTS: usize = 10;
 /// A registry may take so long over what was sent to it.
 const UPLOAD_SILENCE: Duration = Duration::from_secs(600);
 
@@ -112,7 +114,9 @@ impl Client {
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .https_only(!options.plain_http)
-            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
+            // Who sends somewhere else is followed here, where it is known what may be shown to whom.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
             .user_agent(concat!("lamina/", env!("CARGO_PKG_VERSION")))
             .max_idle_connections_per_host(16)
             .timeout_connect(Some(options.silence.min(Duration::from_secs(30))))
@@ -184,9 +188,10 @@ impl Client {
     pub fn send(&self, call: &Call<'_>) -> Result<Response<Body>, RegistryError> {
         let mut proven = false;
         loop {
-            let own = self.is_own(call.url);
-            let authorization = self.tokens.authorization(call.scopes).filter(|_| own);
-            let response = self.persist(call, authorization.as_deref())?;
+            let authorization = self.tokens.authorization(call.scopes);
+            let shown = |url: &str| authorization.clone().filter(|_| self.is_own(url));
+            let (response, url) = self.follow(call, &shown)?;
+            let own = self.is_own(&url);
             let status = response.status().as_u16();
             if status < 400 {
                 return Ok(response);
@@ -204,6 +209,33 @@ impl Client {
             }
             return Err(self.refused(call.what, Refusal::read(response), 1));
         }
+    }
+
+    /// Makes a request, and goes where it is sent. `authorization` says what is shown at an address.
+    /// Returns the answer, and the address that gave it.
+    fn follow(
+        &self,
+        call: &Call<'_>,
+        authorization: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(Response<Body>, String), RegistryError> {
+        let mut url = call.url.to_owned();
+        for _ in 0..=MAX_REDIRECTS {
+            let step = Call {
+                method: call.method.clone(),
+                url: &url,
+                ..*call
+            };
+            let response = self.persist(&step, authorization(&url).as_deref())?;
+            match redirect(&step, &response) {
+                None => return Ok((response, url)),
+                Some(next) => url = next,
+            }
+        }
+        Err(RegistryError::Protocol {
+            registry: self.registry.clone(),
+            what: call.what.to_owned(),
+            problem: format!("it is sent from one address to the next, {MAX_REDIRECTS} times"),
+        })
     }
 
     /// Makes a request until it has an answer that would be the same the next time.
@@ -374,7 +406,13 @@ impl Client {
             what: call.what,
             content: form.map_or(Content::None, |form| Content::Bytes(form.as_bytes())),
         };
-        let mut response = self.persist(&request, authorization)?;
+        let asked = origin(url);
+        let shown = |url: &str| {
+            authorization
+                .filter(|_| origin(url) == asked)
+                .map(ToOwned::to_owned)
+        };
+        let (mut response, _) = self.follow(&request, &shown)?;
         if response.status().as_u16() >= 400 {
             return Err(self.refused(call.what, Refusal::read(response), 1));
         }
@@ -439,6 +477,38 @@ impl Client {
             },
         }
     }
+}
+
+/// Scheme, host and port of an address.
+fn origin(url: &str) -> &str {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    let rest = url.get(start..).unwrap_or_default();
+    let end = rest
+        .find(['/', '?', '#'])
+        .map_or(url.len(), |at| start + at);
+    url.get(..end).unwrap_or(url)
+}
+
+/// Where an answer sends what was asked, if it sends it anywhere, and that can be asked again there.
+fn redirect(call: &Call<'_>, response: &Response<Body>) -> Option<String> {
+    let sends = matches!(response.status().as_u16(), 301..=303 | 307 | 308);
+    if !sends || !matches!(call.method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    let place = response.headers().get(LOCATION)?.to_str().ok()?;
+    let scheme = call.url.split("://").next().unwrap_or_default();
+    if place.contains("://") {
+        return Some(place.to_owned());
+    }
+    if place.starts_with("//") {
+        return Some(format!("{scheme}:{place}"));
+    }
+    if place.starts_with('/') {
+        return Some(format!("{}{place}", origin(call.url)));
+    }
+    // Beside what was asked for.
+    let path = call.url.split(['?', '#']).next().unwrap_or_default();
+    Some(format!("{}/{place}", path.rsplit_once('/')?.0))
 }
 
 /// The challenge of an answer, if it has one that is understood.
@@ -549,5 +619,22 @@ impl<R: Read> Read for Whole<R> {
         }
         self.left = self.left.saturating_sub(count as u64);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::origin;
+
+    #[test]
+    fn origins_have_scheme_host_and_port() {
+        for (url, expected) in [
+            ("https://host/v2/x", "https://host"),
+            ("https://host:5000/v2/", "https://host:5000"),
+            ("http://host?query/with://more", "http://host"),
+            ("https://host", "https://host"),
+        ] {
+            assert_eq!(origin(url), expected);
+        }
     }
 }

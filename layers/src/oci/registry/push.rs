@@ -64,7 +64,7 @@ impl Repository<'_> {
         let work = Pushing {
             repository: self,
             store,
-            elsewhere: elsewhere(self, store),
+            known: Known::of(self, store),
             made_here: !matches!(
                 store.source(&image.id)?,
                 Some(Source::Registry { .. } | Source::Archive { .. } | Source::Layout { .. })
@@ -94,32 +94,56 @@ impl Repository<'_> {
     }
 }
 
-/// Where in the same registry layers were pulled from: repositories by digest of the blob.
-fn elsewhere(repository: &Repository<'_>, store: &Store) -> HashMap<String, Vec<String>> {
-    let mut found: HashMap<String, Vec<String>> = HashMap::new();
-    // It only saves work: an image that cannot be read is none to take layers from.
-    for image in store.images().unwrap_or_default() {
-        let Ok(Some(Source::Registry { reference, .. })) = store.source(&image.id) else {
-            continue;
-        };
-        let Ok(reference) = reference.parse::<Reference>() else {
-            continue;
-        };
-        let there = reference.repository();
-        if reference.registry() != repository.client().registry() || there == repository.path() {
-            continue;
-        }
-        let Ok(files) = store.image_files(&image.id) else {
-            continue;
-        };
-        for layer in files.parsed.layers {
-            let repositories = found.entry(layer.digest).or_default();
-            if !repositories.iter().any(|known| known == there) {
-                repositories.push(there.to_owned());
+/// What the images of the store tell of layers.
+#[derive(Default)]
+struct Known {
+    /// Where in the same registry they were pulled from: repositories by digest of the blob.
+    elsewhere: HashMap<String, Vec<String>>,
+    /// How they are packed. An image that was made here on top of another one does not say how the other's
+    /// layers are.
+    packed: HashMap<DiffId, Vec<Descriptor>>,
+}
+
+impl Known {
+    fn of(repository: &Repository<'_>, store: &Store) -> Self {
+        let mut known = Self::default();
+        // It only saves work: an image that cannot be read is none to take layers from.
+        for image in store.images().unwrap_or_default() {
+            let Ok(files) = store.image_files(&image.id) else {
+                continue;
+            };
+            let there = other_repository(repository, store, &image);
+            for (layer, diff_id) in files.parsed.layers.into_iter().zip(&image.layers) {
+                if let Some(there) = &there {
+                    let repositories = known.elsewhere.entry(layer.digest.clone()).or_default();
+                    if !repositories.contains(there) {
+                        repositories.push(there.clone());
+                    }
+                }
+                let all = known.packed.entry(*diff_id).or_default();
+                if compression_of(&layer) != Compression::None && !all.contains(&layer) {
+                    all.push(layer);
+                }
             }
         }
+        known
     }
-    found
+}
+
+/// The repository that an image was pulled from, if it is another one of the same registry.
+fn other_repository(repository: &Repository<'_>, store: &Store, image: &Image) -> Option<String> {
+    let Ok(Some(Source::Registry { reference, .. })) = store.source(&image.id) else {
+        return None;
+    };
+    let reference = reference.parse::<Reference>().ok()?;
+    let there = reference.repository();
+    let other =
+        reference.registry() == repository.client().registry() && there != repository.path();
+    other.then(|| there.to_owned())
+}
+
+fn compression_of(layer: &Descriptor) -> Compression {
+    LayerMedia::parse(&layer.media_type).map_or(Compression::None, |media| media.compression)
 }
 
 /// Whether the layers went out as the manifest says.
@@ -147,7 +171,7 @@ fn rewrite(manifest: Manifest, family: Family, layers: &[(LayerBlob, Sent)]) -> 
 struct Pushing<'a> {
     repository: &'a Repository<'a>,
     store: &'a Store,
-    elsewhere: HashMap<String, Vec<String>>,
+    known: Known,
     made_here: bool,
     family: Family,
     options: &'a PushOptions<'a>,
@@ -202,20 +226,33 @@ impl Pushing<'_> {
         descriptor: &Descriptor,
         diff_id: &DiffId,
     ) -> Result<(LayerBlob, Sent), RegistryError> {
-        let packed = LayerMedia::parse(&descriptor.media_type)
-            .map_or(Compression::None, |media| media.compression);
+        let packed = compression_of(descriptor);
         let wanted = self.options.compression.unwrap_or(match packed {
             Compression::None if self.made_here => Compression::Gzip,
+            // Docker has no media type for it.
+            packed if LayerMedia::name(self.family, packed).is_none() => Compression::Gzip,
             packed => packed,
         });
-        if wanted == packed
-            && let Ok(digest) = descriptor.digest.parse()
-        {
+        let own = [descriptor].into_iter().filter(|_| wanted == packed);
+        let others = self.known.packed.get(diff_id).into_iter().flatten();
+        let others = others.filter(|other| {
+            let packed = compression_of(other);
+            let fits = match self.options.compression {
+                Some(wanted) => packed == wanted,
+                None => LayerMedia::name(self.family, packed).is_some(),
+            };
+            fits && self.made_here
+        });
+        for descriptor in own.chain(others) {
+            let Ok(digest) = descriptor.digest.parse() else {
+                continue;
+            };
+            let (packed, size) = (compression_of(descriptor), descriptor.size);
             let as_it_was = LayerBlob {
                 digest,
-                size: descriptor.size,
+                size,
                 diff_id: *diff_id,
-                descriptor: self.describe(descriptor, packed, digest, descriptor.size),
+                descriptor: self.describe(descriptor, packed, digest, size),
             };
             if let Some(sent) = self.send_as_it_was(&as_it_was)? {
                 return Ok((as_it_was, sent));
@@ -230,12 +267,8 @@ impl Pushing<'_> {
             self.options.progress.present(layer);
             return Ok(Some(Sent::Present));
         }
-        for from in self
-            .elsewhere
-            .get(&layer.descriptor.digest)
-            .into_iter()
-            .flatten()
-        {
+        let elsewhere = self.known.elsewhere.get(&layer.descriptor.digest);
+        for from in elsewhere.into_iter().flatten() {
             if self.repository.mount_blob(&layer.digest, from)? {
                 self.options.progress.present(layer);
                 return Ok(Some(Sent::Mounted));

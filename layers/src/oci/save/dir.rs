@@ -5,10 +5,13 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
+
 use super::{
     ArchiveFormat, LAYOUT, LAYOUT_CONTENT, Output, REF_NAME, SaveError, SaveImage, SaveOptions,
     Saved, add_blobs, descriptors, prepare, saved, to_json,
 };
+use crate::new_file::NewFile;
 use crate::oci::blob::OutError;
 use crate::oci::{Document, MAX_DOCUMENT};
 use crate::store::Store;
@@ -50,14 +53,22 @@ fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) ->
 impl<'a> Layout<'a> {
     /// Looks at what is there.
     fn open(dir: &'a Path) -> Result<Self, SaveError> {
-        let empty = Self {
+        let mut layout = Self {
             dir,
             index: Index::new(Vec::new()),
         };
-        let mut entries = match fs::read_dir(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(empty),
-            entries => entries.map_err(failed("read", dir))?,
-        };
+        if dir.exists() {
+            // Somebody else may just be making it.
+            let _lock = lock(dir, FlockOperation::LockShared)?;
+            layout.index = Self::read_index(dir)?;
+        }
+        Ok(layout)
+    }
+
+    /// What is in the directory, which is locked.
+    fn read_index(dir: &Path) -> Result<Index, SaveError> {
+        let empty = Index::new(Vec::new());
+        let mut entries = fs::read_dir(dir).map_err(failed("read", dir))?;
         if entries.next().is_none() {
             return Ok(empty);
         }
@@ -80,8 +91,12 @@ impl<'a> Layout<'a> {
         if version != Some("1.0.0") {
             return Err(wrong(format!("{LAYOUT}: its version is not 1.0.0")));
         }
+        // Somebody else is still writing what it will list.
+        if !dir.join("index.json").exists() {
+            return Ok(empty);
+        }
         match Document::parse(&read("index.json")?) {
-            Ok(Document::Index(index)) => Ok(Self { dir, index }),
+            Ok(Document::Index(index)) => Ok(index),
             Ok(Document::Image(_)) => Err(wrong("index.json is not an index".into())),
             Err(problem) => Err(wrong(format!("index.json {problem}"))),
         }
@@ -89,6 +104,8 @@ impl<'a> Layout<'a> {
 
     /// Makes what is missing of the layout.
     fn make(&mut self) -> Result<(), SaveError> {
+        fs::create_dir_all(self.dir).map_err(failed("create", self.dir))?;
+        let _lock = lock(self.dir, FlockOperation::LockExclusive)?;
         let blobs = self.dir.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(failed("create", &blobs))?;
         if self.has(LAYOUT, LAYOUT_CONTENT.len() as u64) {
@@ -97,8 +114,10 @@ impl<'a> Layout<'a> {
         self.add_bytes(LAYOUT, LAYOUT_CONTENT)
     }
 
-    /// Says what was added, when all of it is on the disk.
+    /// Says what was added, when all of it is on the disk. Others may have added something meanwhile.
     fn add_to_index(&mut self, new: Vec<Descriptor>) -> Result<(), SaveError> {
+        let _lock = lock(self.dir, FlockOperation::LockExclusive)?;
+        self.index = Self::read_index(self.dir)?;
         let mut manifests = std::mem::take(&mut self.index.manifests);
         let name = |it: &Descriptor| it.annotation(REF_NAME).map(ToOwned::to_owned);
         for descriptor in new {
@@ -114,6 +133,12 @@ impl<'a> Layout<'a> {
         self.add_bytes("index.json", &bytes)?;
         sync(self.dir)
     }
+}
+
+fn lock(dir: &Path, operation: FlockOperation) -> Result<File, SaveError> {
+    let file = File::open(dir).map_err(failed("open", dir))?;
+    rustix::fs::flock(&file, operation).map_err(|errno| failed("lock", dir)(errno.into()))?;
+    Ok(file)
 }
 
 fn sync(dir: &Path) -> Result<(), SaveError> {
@@ -134,18 +159,12 @@ impl Output for Layout<'_> {
     ) -> Result<(), SaveError> {
         let path: PathBuf = self.dir.join(path);
         let parent = path.parent().unwrap_or(self.dir);
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        let file = tempfile::Builder::new()
-            .permissions(permissions)
-            .tempfile_in(parent);
-        let mut file = file.map_err(failed("write in", parent))?;
-        fill(file.as_file_mut()).map_err(|error| match error {
+        let mut file = NewFile::new(parent, 0o644).map_err(failed("write in", parent))?;
+        fill(file.file()).map_err(|error| match error {
             OutError::Write(source) => failed("write", &path)(source),
             error => error.into(),
         })?;
-        file.as_file().sync_all().map_err(failed("write", &path))?;
-        let persisted = file.persist(&path);
-        persisted.map_err(|error| failed("write", &path)(error.error))?;
+        file.publish(&path).map_err(failed("write", &path))?;
         Ok(())
     }
 }

@@ -45,6 +45,18 @@ fn headers_that_cannot_be() {
 }
 
 #[test]
+fn extended_headers_without_end() {
+    let value = vec![b'x'; 15 << 20];
+    let mut archive = Archive::default();
+    for number in 0..5 {
+        let name = format!("SCHILY.xattr.user.{number}");
+        archive = archive.pax(&[(&name, &value)]);
+    }
+    let words = ["extended headers of an entry", "67108864"];
+    refused(archive.file("f", b""), &words);
+}
+
+#[test]
 fn extended_headers_that_cannot_be() {
     let bad = |data: &[u8]| Archive::default().entry(b"x", b'x', data, |_| ());
     refused(bad(b"garbage").file("f", b""), &["extended header"]);
