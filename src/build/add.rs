@@ -12,8 +12,9 @@ use super::error::{BuildError, BuildResult, Problem};
 use super::flags::Flags;
 use super::image::short;
 use super::layer;
+use super::pattern::is_pattern;
 use super::source::{Holds, Image, Node, Objects, Tree};
-use super::stage::{Stage, nop};
+use super::stage::{Stage, hold, nop};
 use super::words::Expander;
 use super::{Builder, absolute};
 use crate::attr::Kind;
@@ -62,8 +63,13 @@ impl Builder<'_> {
         let txn = Transaction::begin(self.around.store)?;
         let tree = self.tree(from.as_deref())?;
         let mut items = Vec::new();
+        let mut nothing = None;
         for source in &copy.sources {
-            self.find(&txn, tree.as_ref(), source, is_add, expander, &mut items)?;
+            let missing = self.find(&txn, tree.as_ref(), source, is_add, expander, &mut items)?;
+            nothing = nothing.or(missing);
+        }
+        if let Some(missing) = nothing.filter(|_| items.is_empty()) {
+            return Err(missing);
         }
         let path = absolute(&expander.word(&copy.dest)?, stage.state.workdir());
         let dest = Dest::of(&stage.root, &path, items.len())?;
@@ -119,13 +125,17 @@ impl Builder<'_> {
             }
             .into());
         }
+        let lease = hold(store, layers.clone())?;
         Ok(Some(Tree::Image(Image {
             name,
             index: Arc::new(store.merged_index(&layers)?),
             objects: Objects::Store(store),
+            _lease: Some(lease),
         })))
     }
 
+    /// Finds what a source means. A pattern may match nothing, if another source gives something: the
+    /// result is what to say otherwise.
     fn find<'t>(
         &self,
         txn: &'t Transaction<'t>,
@@ -134,7 +144,7 @@ impl Builder<'_> {
         is_add: bool,
         expander: &Expander<'_>,
         items: &mut Vec<Item<'t>>,
-    ) -> BuildResult<()> {
+    ) -> BuildResult<Option<BuildError>> {
         let path = match source {
             CopySource::Document { name, text, expand } => {
                 let text = if *expand {
@@ -143,7 +153,7 @@ impl Builder<'_> {
                     text.clone()
                 };
                 items.push(Item::Document(name.clone(), text));
-                return Ok(());
+                return Ok(None);
             }
             CopySource::Path(path) => expander.word(path)?,
         };
@@ -159,14 +169,23 @@ impl Builder<'_> {
             place: "a build without a context".into(),
             hint: String::new(),
         })?;
-        for node in tree.find(path.as_bytes())? {
+        let found = match tree.find(path.as_bytes()) {
+            Err(error)
+                if is_pattern(path.as_bytes())
+                    && matches!(error.problem(), Problem::NoSource { .. }) =>
+            {
+                return Ok(Some(error));
+            }
+            found => found?,
+        };
+        for node in found {
             if is_add && node.kind == Kind::File && is_archive(reader(tree, &node)?) {
                 items.push(self.unpack(txn, tree, &node)?);
             } else {
                 items.push(Item::Node(node));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Reads an archive as a layer is read, which checks it; that layer itself is dropped again.
@@ -185,6 +204,7 @@ impl Builder<'_> {
             name: name.clone(),
             index: Arc::new(index),
             objects: Objects::Transaction(txn),
+            _lease: None,
         });
         let root = archive.at(b"")?;
         let root =

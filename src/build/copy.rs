@@ -219,9 +219,12 @@ impl<'a> Copier<'a> {
                     target = whole;
                 }
             }
-            let contents = tree.contents(&child)?;
-            self.add(contents, &target, links)?;
-            self.made.insert(target.clone());
+            if tree.is_implicit(&child) {
+                self.make_dirs(&target)?;
+            } else {
+                self.add(tree.contents(&child)?, &target, links)?;
+                self.made.insert(target.clone());
+            }
             self.inside(tree, &child, &target, links)?;
         }
         Ok(())

@@ -13,6 +13,9 @@ use crate::runtime::users::Accounts;
 /// Most symbolic links that are followed in one path, as in the kernel.
 const SYMLINKS_MAX: u32 = 40;
 
+/// Largest file that is read into memory, in bytes: thousands of times what an `/etc/passwd` needs.
+const READ_MAX: u64 = 16 << 20;
+
 /// The layers, bottom first.
 #[derive(Default)]
 pub struct Root {
@@ -123,7 +126,7 @@ impl Root {
     /// The contents of a small file; empty if it is not there or is none.
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// When they cannot be read, or are larger than [`READ_MAX`].
     fn read(&self, store: &Store, path: &[u8]) -> BuildResult<Vec<u8>> {
         let names = self.resolve(path)?;
         let Some(found) = self.find(&names) else {
@@ -132,6 +135,13 @@ impl Root {
         let Some(inode) = self.inode(&found) else {
             return Ok(Vec::new());
         };
+        if inode.size() > READ_MAX {
+            return Err(Problem::Target {
+                path: String::from_utf8_lossy(path).into_owned(),
+                problem: format!("is larger than {} MiB", READ_MAX >> 20),
+            }
+            .into());
+        }
         match inode.data() {
             Data::Inline(bytes) => Ok(bytes.to_vec()),
             Data::Object(id) => {

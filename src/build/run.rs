@@ -165,10 +165,6 @@ impl Builder<'_> {
         let user = stage.state.config.user.as_deref().unwrap_or_default();
         let identity = stage.root.accounts(self.around.store)?.identity(user)?;
         let mut env: Vec<String> = stage.state.config.env.clone().unwrap_or_default();
-        let has = |env: &[String], name: &str| {
-            env.iter()
-                .any(|entry| entry.split('=').next() == Some(name))
-        };
         let given = self
             .options
             .build_args
@@ -217,13 +213,13 @@ impl Builder<'_> {
     ) -> Digest {
         let mut key = Key::new("run", &stage.root.layers());
         key.list(setup.args.iter());
-        // Where the machine's proxy is changes nothing in the image.
-        let env: Vec<String> = setup
-            .env
-            .iter()
-            .filter(|entry| !is_predefined(entry.split('=').next().unwrap_or_default()))
-            .cloned()
-            .collect();
+        // Where the machine's proxy is changes nothing in the image, unless the file itself asks for it.
+        let said = stage.state.config.env.as_deref().unwrap_or_default();
+        let counts = |entry: &&String| {
+            let name = name_of(entry);
+            !is_predefined(name) || stage.state.args.contains_key(name) || has(said, name)
+        };
+        let env: Vec<String> = setup.env.iter().filter(counts).cloned().collect();
         key.list(env.iter()).text(&setup.cwd).list(extras.iter());
         key.number(setup.identity.uid.into())
             .number(setup.identity.gid.into());
@@ -397,6 +393,16 @@ impl Builder<'_> {
         extras.mounts.push(Mount { target, what });
         Ok(())
     }
+}
+
+/// The name of a `NAME=value`.
+fn name_of(entry: &str) -> &str {
+    entry.split('=').next().unwrap_or_default()
+}
+
+/// Whether an environment has a variable.
+fn has(env: &[String], name: &str) -> bool {
+    env.iter().any(|entry| name_of(entry) == name)
 }
 
 /// The script of a here-document, as a file that is mounted.

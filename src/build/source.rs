@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lamina_layers::index::{Data, Index, Ino};
-use lamina_layers::store::{Store, Transaction};
+use lamina_layers::store::{Lease, Store, Transaction};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2, readlinkat};
 use rustix::io::Errno;
 
@@ -46,6 +46,8 @@ pub struct Image<'a> {
     pub index: Arc<Index>,
     /// Where its objects are.
     pub objects: Objects<'a>,
+    /// Keeps its layers from being removed.
+    pub _lease: Option<Lease>,
 }
 
 /// Where objects are.
@@ -239,6 +241,17 @@ impl Tree<'_> {
             }
         }
         Ok(false)
+    }
+
+    /// Whether it is a directory that an archive says nothing of, but has something in.
+    pub fn is_implicit(&self, node: &Node) -> bool {
+        match (self, &node.place) {
+            (Self::Image(image), Place::Ino(ino)) => {
+                let inode = image.index.inode(*ino);
+                inode.is_some_and(|inode| inode.is_implicit())
+            }
+            _ => false,
+        }
     }
 
     fn matching(&self, wanted: &[u8]) -> BuildResult<Vec<Node>> {

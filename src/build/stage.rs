@@ -60,17 +60,23 @@ impl Stage {
     }
 
     fn hold(&mut self, store: &Store) -> BuildResult<()> {
-        let pins = Pins {
-            holder: format!("a build (process {})", std::process::id()),
-            image: None,
-            layers: self.root.layers(),
-            blobs: Vec::new(),
-        };
-        if !pins.layers.is_empty() {
-            self.lease = Some(store.lease(&pins)?);
+        let layers = self.root.layers();
+        if !layers.is_empty() {
+            self.lease = Some(hold(store, layers)?);
         }
         Ok(())
     }
+}
+
+/// Keeps layers from being removed.
+pub fn hold(store: &Store, layers: Vec<DiffId>) -> BuildResult<Lease> {
+    let pins = Pins {
+        holder: format!("a build (process {})", std::process::id()),
+        image: None,
+        layers,
+        blobs: Vec::new(),
+    };
+    Ok(store.lease(&pins)?)
 }
 
 /// What the variables of a stage are at one moment.

@@ -214,7 +214,11 @@ fn run(job: &Job) -> Result<Outcome, RuntimeError> {
         .map_err(RuntimeError::prepare("wait for signals"))?;
     let union = Arc::new(open_union(job)?);
     let root = job.dir.join("root");
-    let options = MountOptions::default();
+    // A device node of an image would be the machine's own: no control group keeps anyone from it.
+    let options = MountOptions {
+        flags: MountFlags::NODEV,
+        ..MountOptions::default()
+    };
     let (device, _) =
         attach(&root, &options).map_err(|error| RuntimeError::Worker(error.to_string()))?;
     let interrupted = AtomicBool::new(false);

@@ -209,7 +209,7 @@ fn own_mount(wanted: &Mount) -> oci::Mount {
                 &wanted.target,
                 "bind",
                 source,
-                &["rbind", "rprivate", access],
+                &["rbind", "rprivate", "nosuid", "nodev", access],
             )
         }
         MountWhat::Tmpfs { size } => {

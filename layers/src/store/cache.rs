@@ -43,8 +43,8 @@ impl Store {
         let step = step.filter(|step| step.layer.as_ref().is_none_or(|id| self.has_layer(id)));
         if step.is_none() && self.access() == Access::ReadWrite {
             // Its layer was collected. Another build may have written it anew just now: then that
-            // one's step is done once more.
-            fs::remove_file(&path).map_err(StoreError::io("remove", path))?;
+            // one's step is done once more. Or it has seen the same, and removed it.
+            remove_if_there(path)?;
         }
         Ok(step)
     }
@@ -89,12 +89,53 @@ impl Store {
         if self.images()?.iter().any(|image| image.chain == chain) {
             return Ok(());
         }
-        let path = self.merged_path(&chain);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io("remove", path)(error))
-            }
-            _ => Ok(()),
+        remove_if_there(self.merged_path(&chain))
+    }
+}
+
+fn remove_if_there(path: PathBuf) -> Result<(), StoreError> {
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn several_may_find_the_same_stale_entry() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Access::ReadWrite).unwrap();
+        let barrier = Barrier::new(4);
+        let step = CachedStep {
+            layer: Some(DiffId(Digest::of(b"collected"))),
+            created: String::new(),
+        };
+        let look = |writes: bool| {
+            let look_once = |round: u32| {
+                let key = Digest::of(&round.to_le_bytes());
+                if writes {
+                    store.cache_step(&key, &step).unwrap();
+                }
+                barrier.wait();
+                store.cached_step(&key)
+            };
+            (0..200).map(look_once).collect::<Vec<_>>()
+        };
+        let found = std::thread::scope(|scope| {
+            let others = [(); 3].map(|()| scope.spawn(|| look(false)));
+            let mut found = look(true);
+            found.extend(others.into_iter().flat_map(|other| other.join().unwrap()));
+            found
+        });
+        for result in found {
+            assert_eq!(result.unwrap(), None);
         }
     }
 }

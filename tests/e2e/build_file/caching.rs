@@ -104,6 +104,16 @@ fn arguments_and_the_environment_count() {
     );
     let described = config(&lamina, "image").to_string();
     assert!(!described.contains("127.0.0.1"), "{described}");
+    // What the file itself says counts, whatever its name.
+    for asking in ["ENV http_proxy=", "ARG http_proxy="] {
+        for value in ["one", "two"] {
+            let text = format!("FROM base\n{asking}{value}\nRUN echo $http_proxy > /proxy\n");
+            containerfile(&sandbox, &text);
+            build(&[]);
+            let seen = read(&sandbox, &lamina, "image", "proxy");
+            assert_eq!(seen.trim(), value, "{asking}");
+        }
+    }
 }
 
 #[test]

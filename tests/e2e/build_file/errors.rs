@@ -52,6 +52,14 @@ const FAILURES: &[(&str, &[&str])] = &[
         &[":2:", "'no*where' is not in"],
     ),
     (
+        "FROM base\nCOPY no*where not?either /x/\n",
+        &[":2:", "'no*where' is not in"],
+    ),
+    (
+        "FROM base\nCOPY a.txt nowhere /x/\n",
+        &[":2:", "'nowhere' is not in"],
+    ),
+    (
         "FROM base\nCOPY a.txt b.txt /x\n",
         &[":2:", "must end with '/'"],
     ),
@@ -164,6 +172,22 @@ fn messages_name_file_line_and_instruction() {
         &["--runtime", "/no/such"],
     );
     assert!(message.contains("no OCI runtime '/no/such'"), "{message}");
+}
+
+#[test]
+fn large_files_are_not_read_into_memory() {
+    needs_root!();
+    let sandbox = Sandbox::new("build-large");
+    let lamina = base::with_base(&sandbox);
+    let context = context(&sandbox);
+    let large = fs::File::create(context.join("passwd")).unwrap();
+    large.set_len((16 << 20) + 1).unwrap();
+    let text = "FROM base\nCOPY passwd /etc/\nCOPY --chown=user a.txt /a\n";
+    let message = failure(&sandbox, &lamina, text, &[]);
+    assert!(
+        message.contains("/etc/passwd") && message.contains("is larger than 16 MiB"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -286,6 +286,42 @@ fn options_of_the_image() {
 }
 
 #[test]
+fn a_pattern_may_match_nothing_if_something_else_is_there() {
+    needs_root!();
+    let sandbox = Sandbox::new("patterns");
+    let lamina = base::with_base(&sandbox);
+    let context = context(&sandbox);
+    let file = containerfile(&sandbox, "FROM base\nCOPY a.txt yarn.lock* /x/\n");
+    build(&lamina, &file, &context, "image", &[]);
+    assert_eq!(read(&sandbox, &lamina, "image", "x/a.txt"), "a\n");
+}
+
+#[test]
+fn archives_without_directories_change_none() {
+    needs_root!();
+    let sandbox = Sandbox::new("implicit");
+    let lamina = base::with_base(&sandbox);
+    let context = sandbox.dir("context");
+    let script = "mkdir -p tmp home/user/sub && echo x > tmp/x && echo y > home/user/sub/y
+        tar --create --file files.tar tmp/x home/user/sub/y && rm -r tmp home";
+    run(Command::new("sh")
+        .args(["-ec", script])
+        .current_dir(&context));
+    let file = containerfile(&sandbox, "FROM base\nADD files.tar /\n");
+    build(&lamina, &file, &context, "image", &[]);
+    let mount = lamina.mount(&["--read-only", "image"], &sandbox.join("mnt"));
+    let attributes = |path: &str| {
+        let meta = fs::metadata(mount.path().join(path)).unwrap();
+        (meta.mode() & 0o7777, meta.uid(), meta.gid())
+    };
+    assert_eq!(attributes("tmp"), (0o1777, 0, 0));
+    assert_eq!(attributes("home/user"), (0o755, 1000, 100));
+    assert_eq!(attributes("home/user/sub"), (0o755, 0, 0));
+    assert!(mount.path().join("tmp/x").exists());
+    mount.unmount();
+}
+
+#[test]
 fn copied_files_keep_their_times() {
     needs_root!();
     let sandbox = Sandbox::new("times");
