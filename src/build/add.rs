@@ -3,7 +3,8 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use lamina_layers::store::Transaction;
+use lamina_layers::digest::DiffId;
+use lamina_layers::store::{Store, Transaction};
 use lamina_layers::tar::{ImportOptions, is_archive, stage_layer};
 
 use super::containerfile::{Copy, CopySource};
@@ -29,7 +30,7 @@ enum Item<'a> {
     Document(String, String),
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
     pub(super) fn copy(
         &mut self,
         stage: &mut Stage,
@@ -104,11 +105,16 @@ impl Builder<'_> {
     }
 
     /// What is copied from. Nothing, if there is no context: a here-document needs none.
-    fn tree(&self, from: Option<&str>) -> BuildResult<Option<Tree<'_>>> {
+    fn tree(&self, from: Option<&str>) -> BuildResult<Option<Tree<'a>>> {
         let Some(from) = from else {
             return Ok(self.options.context.as_ref().map(Tree::Context));
         };
-        let store = self.around.store;
+        let (name, layers) = self.named(from)?;
+        self.image_tree(name, &layers).map(Some)
+    }
+
+    /// The stage or image that `from` names: how messages call it, and its layers.
+    pub(super) fn named(&self, from: &str) -> BuildResult<(String, Vec<DiffId>)> {
         let (name, layers) = if let Some(number) = self.plan.stage(from, self.stages.len()) {
             let stage = self.stages.get(number).and_then(Option::as_ref);
             let stage = stage.ok_or_else(|| Problem::NoStage(from.to_owned()))?;
@@ -125,13 +131,19 @@ impl Builder<'_> {
             }
             .into());
         }
-        let lease = hold(store, layers.clone())?;
-        Ok(Some(Tree::Image(Image {
+        Ok((name, layers))
+    }
+
+    /// Layers as a tree, which keeps them from being removed.
+    pub(super) fn image_tree(&self, name: String, layers: &[DiffId]) -> BuildResult<Tree<'a>> {
+        let store: &'a Store = self.around.store;
+        let lease = hold(store, layers.to_vec())?;
+        Ok(Tree::Image(Image {
             name,
-            index: Arc::new(store.merged_index(&layers)?),
+            index: Arc::new(store.merged_index(layers)?),
             objects: Objects::Store(store),
             _lease: Some(lease),
-        })))
+        }))
     }
 
     /// Finds what a source means. A pattern may match nothing, if another source gives something: the

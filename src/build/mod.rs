@@ -22,6 +22,7 @@ mod heredoc;
 mod ignore;
 mod image;
 mod layer;
+mod mounts;
 mod pattern;
 pub mod plan;
 mod root;

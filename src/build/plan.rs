@@ -7,6 +7,7 @@ use lamina_layers::oci::Platform;
 use super::Options;
 use super::containerfile::{Containerfile, Copy, Flag, Instruction, Step};
 use super::error::{BuildResult, Problem};
+use super::mounts::taken_from as taken_from_by;
 use super::words::Expander;
 
 /// The stages.
@@ -241,6 +242,10 @@ fn taken_from(step: &Step) -> Vec<String> {
     match &step.instruction {
         Instruction::Copy(Copy { flags, .. }) | Instruction::Add(Copy { flags, .. }) => {
             of(flags, "from")
+        }
+        Instruction::Run { flags, .. } => {
+            let mounts = of(flags, "mount").into_iter();
+            mounts.filter_map(|text| taken_from_by(&text)).collect()
         }
         _ => Vec::new(),
     }

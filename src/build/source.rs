@@ -310,16 +310,6 @@ impl Tree<'_> {
         }
     }
 
-    /// The path of an object of the context outside of it.
-    pub fn path_outside(&self, node: &Node) -> Option<PathBuf> {
-        match (self, &node.place) {
-            (Self::Context(_), Place::Open(fd)) => {
-                std::fs::read_link(sys::proc_path(fd.as_fd())).ok()
-            }
-            _ => None,
-        }
-    }
-
     /// The names in a directory, sorted.
     ///
     /// # Errors

@@ -6,37 +6,30 @@
 //! namespace and takes the mounts off, which nobody else ever saw. So nothing is left, however it ends.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write as _};
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{self, PipeReader, PipeWriter, Write as _};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::time::Duration;
 
 use lamina_layers::digest::DiffId;
-use lamina_layers::store::{Access, Store};
 use parking_lot::Mutex;
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::mount::{MountFlags, MountPropagationFlags};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::points::Missing;
-use super::spec::{Setup, spec};
+use super::spec::Setup;
 use super::{Runtime, RuntimeError};
-use crate::fuse::{self, ServeOptions};
-use crate::mount::options::MountOptions;
-use crate::mount::{attach, detach};
 use crate::sys;
-use crate::union::{Config, ImageLower, Union};
 use crate::upper::UpperDirs;
 
+pub use super::worker::work;
+
 /// What to run, and on what.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Job {
     /// The store of the image.
     pub store: PathBuf,
@@ -48,6 +41,32 @@ pub struct Job {
     pub runtime: Runtime,
     /// How it runs.
     pub setup: Setup,
+    /// Files that mounts of the setup are of.
+    pub files: Vec<MemoryFile>,
+    /// Trees that mounts of the setup are of.
+    pub trees: Vec<MountedTree>,
+}
+
+/// A file that is there while the container is, in memory.
+#[derive(Serialize, Deserialize)]
+pub struct MemoryFile {
+    /// Its path, in [`FILES`] in the directory of the job.
+    pub path: PathBuf,
+    /// What it holds.
+    pub contents: Vec<u8>,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its owner and group, if not the caller.
+    pub owner: [Option<u32>; 2],
+}
+
+/// Layers that are mounted, read-only, while the container is there.
+#[derive(Serialize, Deserialize)]
+pub struct MountedTree {
+    /// Where, in [`TREES`] in the directory of the job.
+    pub at: PathBuf,
+    /// The layers, bottom first.
+    pub layers: Vec<DiffId>,
 }
 
 /// How it ended.
@@ -64,9 +83,17 @@ pub enum Outcome {
 /// What a signal does to a program that runs containers now and then: it ends the container that is
 /// running, or if there is none the program.
 #[derive(Clone)]
-pub struct Interrupts {
-    worker: Arc<Mutex<Option<Pid>>>,
+pub struct Interrupts(Arc<Watched>);
+
+#[derive(Default)]
+struct Watched {
+    worker: Mutex<Option<Pid>>,
+    /// Whether a signal came while there was a worker.
+    interrupted: AtomicBool,
 }
+
+/// How long a worker has to end its container in order.
+const GRACE: Duration = Duration::from_secs(3);
 
 impl Interrupts {
     /// Begins to obey `SIGINT`, `SIGTERM` and `SIGHUP`, for the rest of the process's life.
@@ -74,37 +101,59 @@ impl Interrupts {
     /// # Errors
     /// When the handlers or the thread cannot be made.
     pub fn obey() -> io::Result<Self> {
-        let interrupts = Self {
-            worker: Arc::default(),
-        };
+        let watched = Arc::<Watched>::default();
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-        let worker = Arc::clone(&interrupts.worker);
+        let interrupts = Self(Arc::clone(&watched));
         let thread = std::thread::Builder::new().name("signals".into());
         thread.spawn(move || {
             for signal in signals.forever() {
-                match *worker.lock() {
-                    Some(pid) => {
-                        // It may be ending already.
-                        let _ = rustix::process::kill_process(pid, Signal::TERM);
-                    }
-                    None => std::process::exit(128 + signal),
+                if !watched.end(Signal::TERM) {
+                    std::process::exit(128 + signal);
                 }
+                // It may not have begun to wait for signals, or the runtime hang.
+                std::thread::sleep(GRACE);
+                watched.end(Signal::KILL);
             }
         })?;
         Ok(interrupts)
     }
 
-    fn watch_worker(&self, id: Option<u32>) {
-        let pid = id
-            .and_then(|id| i32::try_from(id).ok())
-            .and_then(Pid::from_raw);
-        *self.worker.lock() = pid;
+    fn watch_worker(&self, pid: Option<Pid>) {
+        *self.0.worker.lock() = pid;
+    }
+
+    fn came(&self) -> bool {
+        self.0.interrupted.load(Ordering::SeqCst)
+    }
+}
+
+impl Watched {
+    /// Sends a signal to the worker; whether there is one.
+    fn end(&self, signal: Signal) -> bool {
+        let worker = self.worker.lock();
+        let Some(pid) = *worker else {
+            return false;
+        };
+        self.interrupted.store(true, Ordering::SeqCst);
+        if let Err(error) = kill_process(pid, signal) {
+            tracing::warn!("cannot end the container: {error}");
+        }
+        true
     }
 }
 
 /// The command by which the program is started as a worker.
 pub const COMMAND: &str = "container-worker";
-const RESULT: &str = "result.json";
+/// The variable by which the worker's program is told to be a hook: the path of the root filesystem.
+pub(super) const RESTRICT: &str = "_LAMINA_CONTAINER_ROOT";
+/// Names in the directory of a job: how it ended,
+pub(super) const RESULT: &str = "result.json";
+/// where the root filesystem is mounted,
+pub(super) const ROOT: &str = "root";
+/// the files that lie in memory,
+pub const FILES: &str = "files";
+/// and where further trees are mounted.
+pub const TREES: &str = "trees";
 
 impl Job {
     /// Where the changes are.
@@ -120,20 +169,28 @@ impl Job {
     /// # Errors
     /// When it cannot be run.
     pub fn run(&self, output: &File, interrupts: &Interrupts) -> Result<Outcome, RuntimeError> {
-        for name in ["upper", "work", "root", "state"] {
+        for name in ["upper", "work", ROOT, "state", FILES, TREES] {
             let path = self.dir.join(name);
             fs::create_dir(&path).map_err(RuntimeError::prepare(format!("make {path:?}")))?;
         }
+        // Commands get no hold of what the output goes to, which may be a terminal.
+        let (reader, writer) = io::pipe().map_err(RuntimeError::prepare("make a pipe"))?;
         // The worker gets its death signal when the thread ends that started it, not the process.
-        let worker =
-            std::thread::scope(|scope| scope.spawn(|| self.run_worker(output, interrupts)).join());
+        let worker = std::thread::scope(|scope| {
+            scope.spawn(|| pass_on(reader, output));
+            scope.spawn(|| self.run_worker(writer, interrupts)).join()
+        });
         let panicked = || RuntimeError::Worker("starting the container panicked".into());
-        self.outcome(worker.map_err(|_| panicked())??)
+        let status = worker.map_err(|_| panicked())??;
+        if interrupts.came() {
+            return Ok(Outcome::Interrupted);
+        }
+        self.outcome(status)
     }
 
     fn run_worker(
         &self,
-        output: &File,
+        output: PipeWriter,
         interrupts: &Interrupts,
     ) -> Result<ExitStatus, RuntimeError> {
         sys::process::unshare(UnshareFlags::NEWPID)
@@ -148,12 +205,11 @@ impl Job {
             .env_remove(super::rootless::MARK)
             .stdin(Stdio::piped())
             .stdout(output.try_clone().map_err(failed)?)
-            .stderr(output.try_clone().map_err(failed)?)
-            // What the terminal sends goes to this process only, which passes it on.
-            .process_group(0)
+            .stderr(output)
             .spawn()
             .map_err(failed)?;
-        interrupts.watch_worker(Some(child.id()));
+        let pid = Pid::from_child(&child);
+        interrupts.watch_worker(Some(pid));
         // Kept open until the end: the worker sees by it that this process is there.
         let input = child.stdin.take();
         if let Some(mut input) = input.as_ref() {
@@ -163,9 +219,12 @@ impl Job {
                 tracing::debug!("the worker does not listen: {error}");
             }
         }
-        let status = child.wait();
+        // As long as nobody has waited for it in earnest, its number is no other process's.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let ended = sys::retry(|| waitid(WaitId::Pid(pid), options));
         interrupts.watch_worker(None);
-        status.map_err(failed)
+        ended.map_err(|errno| failed(errno.into()))?;
+        child.wait().map_err(failed)
     }
 
     fn outcome(&self, status: ExitStatus) -> Result<Outcome, RuntimeError> {
@@ -181,195 +240,13 @@ impl Job {
     }
 }
 
-/// What the worker does: reads the job from standard input, and runs it.
-///
-/// # Errors
-/// When the job cannot be read, or its result not be written.
-pub fn work() -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    let mut line = String::new();
-    BufReader::new(io::stdin()).read_line(&mut line)?;
-    if parent_is_gone()? {
-        return Ok(());
-    }
-    let job: Job = serde_json::from_str(&line)?;
-    let outcome = match run(&job) {
-        Ok(outcome) => outcome,
-        Err(error) => Outcome::Failed(error.to_string()),
-    };
-    fs::write(job.dir.join(RESULT), serde_json::to_vec(&outcome)?)
-}
-
-/// It may have died before this process asked to be told: then nobody holds the other end.
-fn parent_is_gone() -> io::Result<bool> {
-    let stdin = io::stdin();
-    fcntl_setfl(&stdin, fcntl_getfl(&stdin)? | OFlags::NONBLOCK)?;
-    Ok(matches!(rustix::io::read(&stdin, &mut [0; 1]), Ok(0)))
-}
-
-fn run(job: &Job) -> Result<Outcome, RuntimeError> {
-    // While there is but one thread.
-    own_mounts(job)?;
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
-        .map_err(RuntimeError::prepare("wait for signals"))?;
-    let union = Arc::new(open_union(job)?);
-    let root = job.dir.join("root");
-    // A device node of an image would be the machine's own: no control group keeps anyone from it.
-    let options = MountOptions {
-        flags: MountFlags::NODEV,
-        ..MountOptions::default()
-    };
-    let (device, _) =
-        attach(&root, &options).map_err(|error| RuntimeError::Worker(error.to_string()))?;
-    let interrupted = AtomicBool::new(false);
-    let handle = signals.handle();
-    std::thread::scope(|scope| {
-        let (live, is_live) = mpsc::channel();
-        let serving = scope.spawn(move || {
-            let serve = ServeOptions::default();
-            fuse::serve(device, &union, &serve, move || {
-                let _ = live.send(());
-            })
-        });
-        scope.spawn(|| {
-            for _ in signals.forever() {
-                interrupted.store(true, Ordering::SeqCst);
-                job.kill();
-            }
-        });
-        let outcome = match is_live.recv() {
-            Ok(()) => job.run_runtime(&root, &interrupted),
-            Err(_) => Ok(Outcome::Failed(
-                "the root filesystem cannot be served".into(),
-            )),
-        };
-        handle.close();
-        // Whoever still uses it is ended with this process.
-        if let Err(error) = detach(&root, true) {
-            tracing::error!("{error}");
+/// Copies what a container says until all of it has ended.
+fn pass_on(mut from: PipeReader, mut to: &File) {
+    if let Err(error) = io::copy(&mut from, &mut to) {
+        tracing::debug!("nobody hears the output: {error}");
+        // The command is not to fail by that, nor to wait for anybody.
+        if let Err(error) = io::copy(&mut from, &mut io::sink()) {
+            tracing::debug!("cannot read the output: {error}");
         }
-        match serving.join() {
-            Ok(Ok(())) => outcome,
-            Ok(Err(error)) => Err(RuntimeError::prepare("serve the root filesystem")(error)),
-            Err(_) => Err(RuntimeError::Worker(
-                "serving the root filesystem panicked".into(),
-            )),
-        }
-    })
-}
-
-/// The layers, with a fresh upper.
-fn open_union(job: &Job) -> Result<Union, RuntimeError> {
-    let store = Store::open(&job.store, Access::ReadOnly)
-        .map_err(|error| RuntimeError::Worker(error.to_string()))?;
-    let store = store.with_objects_dir(|dir| sys::mount::read_only_view(dir).ok());
-    let config = Config {
-        image: Some(ImageLower {
-            store: Arc::new(store),
-            layers: job.layers.clone(),
-        }),
-        upper: Some(job.upper()),
-        // What is left of it after a crash is thrown away.
-        volatile: true,
-        metacopy: true,
-        ..Config::default()
-    };
-    let union = Union::open(&config).map_err(|error| RuntimeError::Worker(error.to_string()))?;
-    union
-        .copy_root_attributes()
-        .map_err(|error| RuntimeError::Worker(error.to_string()))?;
-    Ok(union)
-}
-
-/// Mounts that nobody else sees, and a `/proc` of this PID namespace.
-fn own_mounts(job: &Job) -> Result<(), RuntimeError> {
-    sys::process::unshare(UnshareFlags::NEWNS)
-        .map_err(RuntimeError::prepare("make a mount namespace"))?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private)
-        .map_err(RuntimeError::prepare("make mounts private"))?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("proc", "/proc", "proc", flags, None)
-        .map_err(RuntimeError::prepare("mount /proc"))?;
-    if job.runtime.is_crun() && Path::new("/sys/fs/cgroup").is_dir() {
-        // crun gives up when it sees both versions of control groups, also if it is to use none.
-        let hidden = rustix::mount::mount("none", "/sys/fs/cgroup", "tmpfs", flags, None);
-        hidden.map_err(RuntimeError::prepare("hide /sys/fs/cgroup"))?;
-    }
-    Ok(())
-}
-
-impl Job {
-    fn run_runtime(&self, root: &Path, interrupted: &AtomicBool) -> Result<Outcome, RuntimeError> {
-        let config = serde_json::to_vec(&spec(&self.setup, root)?).unwrap_or_default();
-        let path = self.dir.join("config.json");
-        fs::write(&path, config).map_err(RuntimeError::prepare(format!("write {path:?}")))?;
-        let mounts = self.setup.mounts.iter().map(|mount| mount.target.as_str());
-        let usual = ["/proc", "/dev", "/sys"];
-        // What is below /dev lies in a filesystem of its own.
-        let targets = usual
-            .into_iter()
-            .chain(mounts.filter(|target| !target.starts_with("/dev/")));
-        let targets: Vec<_> = targets.collect();
-        let missing = Missing::look(root, &targets)
-            .map_err(RuntimeError::prepare("look at the root filesystem"))?;
-        let mut child = self.start()?;
-        let status = child.wait().map_err(|source| self.failed(source))?;
-        if interrupted.load(Ordering::SeqCst) {
-            return Ok(Outcome::Interrupted);
-        }
-        missing.clear();
-        // A signal that ended the program is a status above 128, as in a shell.
-        let signal = status.signal().map(|signal| 128 + signal);
-        Ok(Outcome::Ended(status.code().or(signal).unwrap_or(1)))
-    }
-
-    fn start(&self) -> Result<Child, RuntimeError> {
-        let mut command = self.command();
-        command
-            .arg("run")
-            .arg("--bundle")
-            .arg(&self.dir)
-            .arg(self.id());
-        command
-            .stdin(Stdio::null())
-            .spawn()
-            .map_err(|source| self.failed(source))
-    }
-
-    /// Ends the container.
-    fn kill(&self) {
-        let mut command = self.command();
-        command.args(["kill", &self.id(), "KILL"]);
-        let quiet = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        match quiet.status() {
-            Ok(status) if status.success() => {}
-            result => tracing::info!("the container was not there to be ended: {result:?}"),
-        }
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.runtime.program);
-        command.arg("--root").arg(self.dir.join("state"));
-        if self.runtime.is_crun() {
-            command.args(["--cgroup-manager", "disabled"]);
-        }
-        command
-    }
-
-    fn failed(&self, source: io::Error) -> RuntimeError {
-        RuntimeError::Start {
-            program: self.runtime.program.clone(),
-            source,
-        }
-    }
-
-    /// The container's name, of which there is one at a time.
-    fn id(&self) -> String {
-        let dir = self.dir.file_name().unwrap_or_default();
-        format!("lamina-{}", dir.to_string_lossy())
     }
 }

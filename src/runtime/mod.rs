@@ -13,6 +13,7 @@ pub mod rootless;
 mod seccomp;
 pub mod spec;
 pub mod users;
+mod worker;
 
 /// Why something cannot be run.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,7 @@ use oci_spec::runtime::Capability as Cap;
 use serde::{Deserialize, Serialize};
 
 use super::RuntimeError;
+use super::container::{COMMAND, RESTRICT};
 use super::seccomp;
 use super::users::Identity;
 
@@ -98,6 +99,10 @@ pub fn spec(setup: &Setup, root: &Path) -> Result<oci::Spec, RuntimeError> {
     spec.set_process(Some(process(setup)));
     spec.set_hostname(Some(setup.hostname.clone()));
     spec.set_mounts(Some(mounts(setup)));
+    // In a user namespace the kernel opens no device nodes of what is mounted there.
+    if crate::sys::process::is_in_initial_namespace() {
+        spec.set_hooks(Some(hooks(root)));
+    }
     let mut linux = oci::Linux::default();
     let mut kinds = vec![
         oci::LinuxNamespaceType::Mount,
@@ -120,6 +125,18 @@ pub fn spec(setup: &Setup, root: &Path) -> Result<oci::Spec, RuntimeError> {
     linux.set_seccomp(seccomp::profile(&CAPABILITIES)?);
     spec.set_linux(Some(linux));
     Ok(spec)
+}
+
+/// What the runtime runs before it changes to the root: the worker's program, which is the first of its PID
+/// namespace.
+fn hooks(root: &Path) -> oci::Hooks {
+    let mut hook = oci::Hook::default();
+    hook.set_path("/proc/1/exe".into())
+        .set_args(Some(vec!["lamina".to_owned(), COMMAND.to_owned()]))
+        .set_env(Some(vec![format!("{RESTRICT}={}", root.display())]));
+    let mut hooks = oci::Hooks::default();
+    hooks.set_create_container(Some(vec![hook]));
+    hooks
 }
 
 fn process(setup: &Setup) -> oci::Process {

@@ -137,6 +137,14 @@ const FAILURES: &[(&str, &[&str])] = &[
         &[":2:", "it needs target="],
     ),
     (
+        "FROM base\nRUN --mount=type=cache,target=/c,sharing=somehow true\n",
+        &[":2:", "shared, private or locked"],
+    ),
+    (
+        "FROM base\nRUN --mount=from=base,source=/no/such,target=/x true\n",
+        &[":2:", "'/no/such' is not in image 'base'"],
+    ),
+    (
         "FROM base\nRUN --mount=type=secret,id=s,required true\n",
         &[":2:", "secret 's'", "--secret"],
     ),

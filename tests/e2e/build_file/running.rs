@@ -1,15 +1,14 @@
 //! How commands of a build run, what they see, and how they end.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
-use rustix::process::{Pid, Signal, kill_process};
+use std::process::{Command, Stdio};
 
 use super::base::{self, arguments, build, build_text, config, containerfile, context, read};
 use crate::support::fixture::DebianStore;
-use crate::support::lamina::{Lamina, NOBODY, wait_until};
+use crate::support::lamina::{Lamina, NOBODY};
 use crate::support::sandbox::Sandbox;
 use crate::support::{describe, needs_root, run};
 
@@ -131,20 +130,57 @@ RUN grep CapEff /proc/self/status > /tmp/caps
 }
 
 #[test]
+fn device_nodes_of_an_image_are_of_no_use() {
+    needs_root!();
+    let sandbox = Sandbox::new("devices");
+    let lamina = Lamina::new(&sandbox);
+    let root = sandbox.dir("more-root");
+    let script = "mknod -m 666 zero c 1 5 && tar --create --file ../more.tar .";
+    run(Command::new("sh").args(["-ec", script]).current_dir(&root));
+    lamina.build(
+        "base",
+        &[base::base_layer(&sandbox), sandbox.join("more.tar")],
+    );
+    let text = "FROM base
+RUN --mount=type=cache,target=/cache mount | grep /cache > /mounts
+RUN for device in /zero /dev/zero; do head -c 1 $device > /read && echo $device >> /open || true; done
+";
+    let file = containerfile(&sandbox, text);
+    for runtime in runtimes() {
+        let options = ["--runtime", runtime, "--no-cache"];
+        build(&lamina, &file, &sandbox.dir("empty"), runtime, &options);
+        assert_eq!(read(&sandbox, &lamina, runtime, "open"), "/dev/zero\n");
+        let mounts = read(&sandbox, &lamina, runtime, "mounts");
+        assert!(
+            mounts.contains("nosuid") && mounts.contains("nodev"),
+            "{mounts}"
+        );
+    }
+}
+
+/// The runtimes that are installed.
+fn runtimes() -> Vec<&'static str> {
+    let is_installed = |runtime: &&str| {
+        let found = Command::new("sh")
+            .args(["-c", &format!("command -v {runtime}")])
+            .output();
+        let found = found.unwrap().status.success();
+        if !found {
+            eprintln!("skipped: {runtime} is not installed");
+        }
+        found
+    };
+    ["crun", "runc"].into_iter().filter(is_installed).collect()
+}
+
+#[test]
 fn both_runtimes() {
     needs_root!();
     let sandbox = Sandbox::new("runtimes");
     let lamina = base::with_base(&sandbox);
     let context = sandbox.dir("empty");
     let file = containerfile(&sandbox, "FROM base\nRUN echo x > /x && exit 0\n");
-    for runtime in ["crun", "runc"] {
-        let installed = Command::new("sh")
-            .args(["-c", &format!("command -v {runtime}")])
-            .output();
-        if !installed.unwrap().status.success() {
-            eprintln!("skipped: {runtime} is not installed");
-            continue;
-        }
+    for runtime in runtimes() {
         let options = ["--runtime", runtime, "--no-cache"];
         build(&lamina, &file, &context, runtime, &options);
         assert_eq!(read(&sandbox, &lamina, runtime, "x"), "x\n");
@@ -219,6 +255,82 @@ RUN --mount=target=/src --mount=type=bind,source=dir,target=/dir cat /src/a.txt 
     fs::write(context.join("dir/one"), "changed\n").unwrap();
     build(&lamina, &file, &context, "image", &more);
     assert_eq!(read(&sandbox, &lamina, "image", "bound"), "a\nchanged\n");
+}
+
+#[test]
+fn what_is_bound_is_what_would_be_copied() {
+    needs_root!();
+    let sandbox = Sandbox::new("bound");
+    let lamina = base::with_base(&sandbox);
+    let context = context(&sandbox);
+    fs::write(context.join(".dockerignore"), "ignored\nignored-dir\n").unwrap();
+    let text = "FROM base AS made
+RUN mkdir /out && echo out > /out/file && ln -s out /link
+FROM base
+RUN --mount=target=/src cat /src/a.txt > /seen && ! ls /src/ignored && ! ls /src/ignored-dir
+RUN --mount=type=bind,from=made,source=/link,target=/in cat /in/file >> /seen && ! touch /in/new
+RUN --mount=from=base,source=/etc/passwd,target=/in head -n 1 /in >> /seen
+";
+    let file = containerfile(&sandbox, text);
+    let said = build(&lamina, &file, &context, "image", &[]);
+    assert!(!said.contains("Using cache"), "{said}");
+    let seen = read(&sandbox, &lamina, "image", "seen");
+    assert_eq!(seen, "a\nout\nroot:x:0:0:root:/root:/bin/sh\n");
+    // What is left out does not count either.
+    fs::write(context.join("ignored"), "changed\n").unwrap();
+    let said = build(&lamina, &file, &context, "image", &[]);
+    assert_eq!(said.matches("Using cache").count(), 4, "{said}");
+}
+
+#[test]
+fn caches_that_are_one_builds_at_a_time() {
+    needs_root!();
+    let sandbox = Sandbox::new("locked-caches");
+    let lamina = base::with_base(&sandbox);
+    let context = sandbox.dir("empty");
+    let text = "FROM base\nRUN --mount=type=cache,id=c,target=/one,sharing=locked \
+        --mount=type=cache,id=c,target=/two,sharing=private touch /one/x && ls /two/x\n";
+    let file = containerfile(&sandbox, text);
+    build(&lamina, &file, &context, "image", &[]);
+    let caches = lamina.store().join("cache/mounts");
+    let dir = fs::read_dir(caches).unwrap().next().unwrap().unwrap();
+    let lock = fs::File::open(dir.path()).unwrap();
+    lock.lock().unwrap();
+    // What is remembered needs no lock.
+    build(&lamina, &file, &context, "image", &[]);
+    let mut child = lamina
+        .command(arguments(&file, &context, "image", &["--no-cache"]))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(child.stderr.take().unwrap());
+    let mut lines = said.lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("waiting for the cache 'c'")));
+    drop(lock);
+    let rest: Vec<_> = lines.collect();
+    assert!(child.wait().unwrap().success(), "{rest:?}");
+}
+
+#[test]
+fn commands_have_no_terminal() {
+    needs_root!();
+    let sandbox = Sandbox::new("terminal");
+    let lamina = base::with_base(&sandbox);
+    let text = "FROM base\nRUN echo heard; for fd in 0 1 2; do test ! -t $fd || exit 1; done; \
+        ! (: < /dev/tty) 2>/dev/null\n";
+    let file = containerfile(&sandbox, text);
+    let inner = lamina.command(arguments(&file, &sandbox.dir("empty"), "image", &[]));
+    let mut words = vec![inner.get_program().to_str().unwrap()];
+    words.extend(inner.get_args().map(|word| word.to_str().unwrap()));
+    let result = Command::new("script")
+        .args(["-qec", &words.join(" "), "/dev/null"])
+        .env("LAMINA_STORE", lamina.store())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(result.status.success(), "{}", describe(&result));
+    assert!(describe(&result).contains("heard"), "{}", describe(&result));
 }
 
 #[test]
@@ -351,69 +463,6 @@ fn copied_files_keep_their_times() {
         1_577_836_800
     );
     mount.unmount();
-}
-
-/// A build whose command has begun and does not end.
-fn hanging(sandbox: &Sandbox, lamina: &Lamina) -> Child {
-    let marker = sandbox.dir("marker");
-    let text = "FROM base\nRUN --mount=type=cache,target=/m touch /m/begun && sleep 86399\n";
-    let file = containerfile(sandbox, text);
-    let child = lamina
-        .command(arguments(&file, &marker, "image", &[]))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let caches = lamina.store().join("cache/mounts");
-    wait_until("the command to begin", || {
-        let dirs = fs::read_dir(&caches).into_iter().flatten();
-        dirs.into_iter()
-            .any(|dir| dir.unwrap().path().join("begun").exists())
-    });
-    child
-}
-
-/// Processes that have a text in their command line.
-fn processes(text: &str) -> usize {
-    let is_one = |path: &Path| {
-        let line = fs::read(path.join("cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line)
-            .replace('\0', " ")
-            .contains(text)
-    };
-    let entries = fs::read_dir("/proc").unwrap();
-    entries
-        .filter(|entry| is_one(&entry.as_ref().unwrap().path()))
-        .count()
-}
-
-#[test]
-fn an_interrupted_build_leaves_nothing() {
-    needs_root!();
-    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
-        let sandbox = Sandbox::new("interrupted");
-        let lamina = base::with_base(&sandbox);
-        let child = hanging(&sandbox, &lamina);
-        assert!(processes("sleep 86399") > 0);
-        kill_process(Pid::from_child(&child), signal).unwrap();
-        let result = child.wait_with_output().unwrap();
-        assert!(!result.status.success());
-        if signal != Signal::KILL {
-            let said = String::from_utf8_lossy(&result.stderr).into_owned();
-            assert!(said.contains("interrupted"), "{said}");
-        }
-        wait_until("the container to end", || processes("sleep 86399") == 0);
-        let here = sandbox.path().to_str().unwrap();
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(!table.contains(here), "something is mounted");
-        // The next command clears away what a killed one could not.
-        build_text(&sandbox, &lamina, "FROM base\nRUN true\n", "next");
-        let staging = fs::read_dir(lamina.store().join("staging"))
-            .unwrap()
-            .count();
-        assert_eq!(staging, 0, "after {signal:?}");
-    }
 }
 
 #[test]
