@@ -93,7 +93,7 @@ fn an_interruption_is_never_lost() {
         );
         let runtime = sandbox.file(name, &script);
         crate::support::run(Command::new("chmod").arg("755").arg(&runtime));
-        let file = containerfile(&sandbox, "FROM base\nRUN echo x > /x\n");
+        let file = containerfile(&sandbox, "FROM base\nRUN sleep 86398\n");
         let more = ["--runtime", runtime.to_str().unwrap()];
         let child = lamina
             .command(arguments(&file, &sandbox.dir("empty"), "image", &more))
