@@ -66,8 +66,8 @@ pub enum UpperError {
     },
     /// Another mount uses it.
     #[error(
-        "{what} directory {path:?} is in use by another live mount: unmount that, or use other \
-         directories ('lamina ps' lists mounts)"
+        "{what} directory {path:?} is in use by another live mount, or is being committed: unmount \
+         that, or use other directories ('lamina ps' lists mounts)"
     )]
     InUse {
         /// `upper` or `work`.
