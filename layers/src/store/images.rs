@@ -363,10 +363,14 @@ impl Store {
     pub fn untag(&self, name: &str) -> Result<ImageId, StoreError> {
         self.for_writing()?;
         let parsed = Name::parse(name)?;
-        let id = self.named_image(&parsed)?;
-        let id = id.ok_or_else(|| StoreError::NotFound(name.to_owned()))?;
-        self.remove_name(&parsed)?;
-        Ok(id)
+        let not_found = || StoreError::NotFound(name.to_owned());
+        let _lock = self.lock_shared()?;
+        let id = self.named_image(&parsed)?.ok_or_else(not_found)?;
+        match self.remove_name(&parsed) {
+            // Somebody else was quicker.
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Err(not_found()),
+            result => result.map(|()| id),
+        }
     }
 
     pub(super) fn image_dir(&self, id: &ImageId) -> std::path::PathBuf {
