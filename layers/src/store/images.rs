@@ -212,6 +212,19 @@ impl Store {
     /// # Errors
     /// When the store does not have it, or has it damaged.
     pub fn image_files(&self, id: &ImageId) -> Result<ImageFiles, StoreError> {
+        let (manifest, config, parsed) = self.read_files(id)?;
+        Ok(ImageFiles {
+            manifest,
+            config,
+            parsed: parsed.manifest,
+        })
+    }
+
+    /// The files of an image, and what they say.
+    pub(super) fn read_files(
+        &self,
+        id: &ImageId,
+    ) -> Result<(Vec<u8>, Vec<u8>, Parsed), StoreError> {
         let dir = self.image_dir(id);
         if !dir.exists() {
             return Err(StoreError::NotFound(id.to_string()));
@@ -236,11 +249,7 @@ impl Store {
             },
             error => error,
         })?;
-        Ok(ImageFiles {
-            manifest,
-            config,
-            parsed: parsed.manifest,
-        })
+        Ok((manifest, config, parsed))
     }
 
     /// Gives an image another name.

@@ -256,6 +256,35 @@ fn several_collections_at_once_remove_everything_once() {
     );
 }
 
+#[test]
+fn who_waits_for_the_lock_gets_it_between_two_batches() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let total = 8_000_u32;
+    for number in 0..total {
+        let path = store.object_path(&ObjectId(Digest::of(&number.to_le_bytes())));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "x").unwrap();
+    }
+    let left = || {
+        let mut left = 0;
+        store
+            .for_each_object(|_, _| {
+                left += 1;
+                Ok(())
+            })
+            .unwrap();
+        left
+    };
+    std::thread::scope(|scope| {
+        let collecting = scope.spawn(|| collect(&store));
+        while left() == total {}
+        drop(store.lock_shared().unwrap());
+        assert!(left() > 0, "it was woken when everything was gone");
+        assert_eq!(collecting.join().unwrap().objects, u64::from(total));
+    });
+}
+
 /// What others take away at the same moment is no error.
 #[test]
 fn lost_races_are_no_errors() {
