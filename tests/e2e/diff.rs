@@ -245,3 +245,28 @@ fn a_directory_that_takes_the_place_of_another_is_compared_with_it() {
     tree.assert_same("changed", &committed, "committed", Ignore::OTHER_FILESYSTEM);
     mount.unmount();
 }
+
+#[test]
+fn a_patch_finds_files_with_spaces_in_their_names() {
+    needs_root!();
+    let sandbox = Sandbox::new("diff-spaces");
+    let lamina = Lamina::new(&sandbox);
+    let archive = Archive::new(&sandbox, "image.tar")
+        .dir("a dir", 0o755)
+        .file("a dir/a file", b"one\ntwo\n");
+    lamina.build("image", &[archive.finish()]);
+    let mount = lamina.mount(&["--name", "kept", "image"], &sandbox.join("mnt"));
+    fs::write(mount.path().join("a dir/a file"), "one\n2\n").unwrap();
+    mount.unmount();
+    let patch = lamina.ok(["diff", "kept", "--patch"]);
+    assert!(patch.contains("--- a/a dir/a file\t\n"), "{patch}");
+    sandbox.dir("plain/a dir");
+    let file = sandbox.file("plain/a dir/a file", "one\ntwo\n");
+    let patch = sandbox.file("changes.patch", patch);
+    run(Command::new("patch")
+        .args(["-p1", "-s", "-d"])
+        .arg(sandbox.join("plain"))
+        .arg("-i")
+        .arg(patch));
+    assert_eq!(fs::read_to_string(file).unwrap(), "one\n2\n");
+}
