@@ -1,18 +1,21 @@
 //! `lamina commit`.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::{ArgAction, Args};
 use lamina_layers::store::oci::History;
-use lamina_layers::store::{self, Access, Image, LayerInfo, Source, Store, Transaction};
+use lamina_layers::store::{self, Access, Image, LayerInfo, Source, Store, Transaction, lock_dir};
+use rustix::fs::FlockOperation;
 
 use super::progress::Bars;
 use super::stack::{self, Live, Stack};
 use super::{Context, Usage, image, out};
 use crate::commit::{
-    Draft, Instruction, LayerOptions, Snapshot, Timestamp, apply, stage_changes, stage_snapshot,
+    Draft, Instruction, LayerOptions, LeftOut, Snapshot, Timestamp, apply, stage_changes,
+    stage_snapshot,
 };
 use crate::mount::control::Pause;
 use crate::union::Union;
@@ -69,6 +72,9 @@ pub struct CommitArgs {
 /// For how long changes are held back at most, in seconds.
 const LONGEST_PAUSE: u64 = 3600;
 
+/// How long the record of a mount that begins is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// A layer that was made, and for how long changes were held back for it.
 struct Made {
     layer: Option<LayerInfo>,
@@ -83,7 +89,7 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<()> {
     if let Some(tag) = &args.tag {
         store::check_name(tag)?;
     }
-    let stack = stack::find(context, &args.mount)?;
+    let (stack, lock) = settle(context, &args.mount)?;
     if !stack.config.lowers.is_empty() && !args.squash {
         bail!(
             "{:?} has plain directories under its changes, which are no part of an image: make one \
@@ -94,6 +100,7 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<()> {
     let store = Store::open(&stack.store, Access::ReadWrite)?;
     let base = find_base(&store, &stack)?;
     let made = make_layer(&store, &stack, args, fixed)?;
+    drop(lock);
     let mut draft = match base {
         Some(base) => Draft::on(&base),
         None => Draft::of_layers(stack.layers),
@@ -116,6 +123,27 @@ pub fn run(context: &Context, args: &CommitArgs) -> anyhow::Result<()> {
     let image = draft.publish_unmerged(&store, args.tag.as_deref())?;
     store.set_source(&image.id, &Source::Committed { base: stack.image })?;
     report(args, &made, &image)
+}
+
+/// The stack of a mount. If nothing serves it, its upper is locked, so that nobody mounts it or throws it
+/// away until the lock is dropped.
+fn settle(context: &Context, wanted: &Path) -> anyhow::Result<(Stack, Option<File>)> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let stack = stack::find(context, wanted)?;
+        let upper = match (&stack.live, &stack.config.upper) {
+            (None, Some(dirs)) => dirs.upper.clone(),
+            _ => return Ok((stack, None)),
+        };
+        if let Some(lock) = lock_dir(&upper, FlockOperation::NonBlockingLockShared)? {
+            return Ok((stack, Some(lock)));
+        }
+        // Most often it is being mounted: then there is a record of it in a moment.
+        if Instant::now() > deadline {
+            bail!("{wanted:?} is in use by a mount that no record tells of");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn instructions(args: &CommitArgs) -> Result<Vec<Instruction>, Usage> {
@@ -165,10 +193,12 @@ fn make_layer(
 ) -> anyhow::Result<Made> {
     let bars = Bars::new();
     let bar = bars.bar("changes", None);
+    let left_out = LeftOut::default();
     let options = LayerOptions {
         latest: fixed.map(Timestamp::seconds),
         whole: args.squash,
         progress: &bar,
+        left_out: Some(&left_out),
     };
     let union = Union::open_for_diff(&stack.config)?;
     let txn = Transaction::begin(store)?;
@@ -214,9 +244,8 @@ fn stage_live(
 }
 
 /// What programs wrote to mapped files is in the page cache of the mount: it is sent to the daemon.
-fn write_back(target: &std::path::Path) {
-    let synced =
-        std::fs::File::open(target).and_then(|root| rustix::fs::syncfs(root).map_err(Into::into));
+fn write_back(target: &Path) {
+    let synced = File::open(target).and_then(|root| rustix::fs::syncfs(root).map_err(Into::into));
     if let Err(error) = synced {
         tracing::warn!("cannot write {target:?} back before the commit: {error}");
     }

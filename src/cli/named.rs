@@ -1,15 +1,14 @@
 //! Uppers that the store keeps under a name: `mounts/NAME/{upper,work,mount.json}`.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use lamina_layers::store::Store;
+use lamina_layers::store::{Store, lock_dir};
 use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Usage;
@@ -21,10 +20,12 @@ use crate::upper::UpperDirs;
 /// A named upper that is going to be mounted. One that was made for that goes when this is dropped
 /// unless [`Named::set_throw_away`] was told otherwise: a mount that fails leaves nothing.
 pub struct Named {
+    store: Arc<Store>,
     name: String,
     is_new: bool,
     throw_away: bool,
-    dir: PathBuf,
+    /// Its directory, locked: nobody else mounts or removes it.
+    lock: File,
 }
 
 /// What `mount.json` says: what the upper belongs on.
@@ -40,11 +41,12 @@ pub struct Base {
 }
 
 const FILE: &str = "mount.json";
+const EXCLUSIVE: FlockOperation = FlockOperation::NonBlockingLockExclusive;
 
 impl Named {
     /// The upper of a name, or a new one under a new name.
     pub fn open(
-        store: &Store,
+        store: &Arc<Store>,
         name: Option<&str>,
         image: Option<&str>,
         config: &Config,
@@ -58,55 +60,82 @@ impl Named {
             return Self::open_new(store, &base);
         };
         let dir = store.mount_dir(name);
-        if dir.join(FILE).exists() {
-            let kept = read_base(&dir)?;
-            if (&kept.layers, &kept.lowers) != (&base.layers, &base.lowers) {
-                let of = kept.image.as_deref().unwrap_or("other directories");
-                bail!("the changes named '{name}' belong to {of}: choose another --name");
+        let lock = loop {
+            make_dir(&dir)?;
+            match lock_dir(&dir, EXCLUSIVE)? {
+                Some(lock) => break lock,
+                None if dir.exists() => bail!(
+                    "the changes named '{name}' are in use by another live mount, or are being \
+                     thrown away ('lamina ps' lists mounts)"
+                ),
+                // Somebody removed them just now.
+                None => {}
             }
-            return Ok(Self {
-                name: name.to_owned(),
-                is_new: false,
-                throw_away: false,
-                dir,
-            });
+        };
+        if !dir.join(FILE).exists() {
+            return Self::fill(store, name, lock, &base);
         }
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make {dir:?}"))?;
-        Self::fill(name.to_owned(), dir, &base)
+        let kept = read_base(&dir)?;
+        if (&kept.layers, &kept.lowers) != (&base.layers, &base.lowers) {
+            let of = kept.image.as_deref().unwrap_or("other directories");
+            bail!("the changes named '{name}' belong to {of}: choose another --name");
+        }
+        Ok(Self {
+            store: Arc::clone(store),
+            name: name.to_owned(),
+            is_new: false,
+            throw_away: false,
+            lock,
+        })
     }
 
-    fn open_new(store: &Store, base: &Base) -> anyhow::Result<Self> {
+    fn open_new(store: &Arc<Store>, base: &Base) -> anyhow::Result<Self> {
         let stem = stem_of(base.image.as_deref());
         for number in 1..u32::MAX {
             let name = format!("{stem}-{number}");
             let dir = store.mount_dir(&name);
-            if let Some(parent) = dir.parent() {
-                fs::create_dir_all(parent).with_context(|| format!("cannot make {parent:?}"))?;
-            }
-            // Making the directory takes the name, against others who do the same now.
-            match fs::create_dir(&dir) {
-                Ok(()) => return Self::fill(name, dir, base),
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error).with_context(|| format!("cannot make {dir:?}")),
+            // Making the directory takes the name, unless somebody who asked for it locks it first.
+            if make_dir(&dir)?
+                && let Some(lock) = lock_dir(&dir, EXCLUSIVE)?
+            {
+                return Self::fill(store, &name, lock, base);
             }
         }
         bail!("all names of mounts are taken")
     }
 
-    fn fill(name: String, dir: PathBuf, base: &Base) -> anyhow::Result<Self> {
-        for part in ["upper", "work"] {
-            fs::create_dir_all(dir.join(part)).with_context(|| format!("cannot make {dir:?}"))?;
-        }
-        // Last: a directory with this file in it is complete.
-        let temp = dir.join("mount.json.new");
-        fs::write(&temp, serde_json::to_vec_pretty(base)?)?;
-        fs::rename(&temp, dir.join(FILE))?;
-        Ok(Self {
-            name,
+    /// Fills the directory of a name, which is locked.
+    fn fill(store: &Arc<Store>, name: &str, lock: File, base: &Base) -> anyhow::Result<Self> {
+        let dir = store.mount_dir(name);
+        let failed = || format!("cannot make {dir:?}");
+        let named = Self {
+            store: Arc::clone(store),
+            name: name.to_owned(),
             is_new: true,
             throw_away: true,
-            dir,
-        })
+            lock,
+        };
+        // What somebody left who was killed here.
+        for left in sys::dir::names(&named.lock).with_context(failed)? {
+            sys::dir::remove_tree(named.lock.as_fd(), &left).with_context(failed)?;
+        }
+        for part in ["upper", "work"] {
+            fs::create_dir(dir.join(part)).with_context(failed)?;
+        }
+        // Last: a directory with this file in it is complete, and all of it is on the disk when
+        // anything is that is changed in it.
+        let write = || -> io::Result<()> {
+            let temp = dir.join("mount.json.new");
+            let mut file = File::create(&temp)?;
+            file.write_all(&serde_json::to_vec_pretty(base)?)?;
+            file.sync_all()?;
+            fs::rename(&temp, dir.join(FILE))?;
+            named.lock.sync_all()?;
+            dir.parent()
+                .map_or(Ok(()), |all| File::open(all)?.sync_all())
+        };
+        write().with_context(failed)?;
+        Ok(named)
     }
 
     /// Its name.
@@ -126,17 +155,14 @@ impl Named {
 
     /// Its directories.
     pub fn dirs(&self) -> UpperDirs {
-        UpperDirs {
-            upper: self.dir.join("upper"),
-            work: self.dir.join("work"),
-        }
+        dirs(&self.store, &self.name)
     }
 }
 
 impl Drop for Named {
     fn drop(&mut self) {
         if self.throw_away
-            && let Err(error) = remove_dir(&self.dir)
+            && let Err(error) = remove_dir(&self.store, &self.name)
         {
             tracing::error!("{error:#}");
         }
@@ -156,18 +182,27 @@ fn stem_of(image: Option<&str>) -> String {
 
 /// Where the changes of a name are and what they belong on; `None` if there are none.
 pub fn find(store: &Store, name: &str) -> anyhow::Result<Option<(Base, UpperDirs)>> {
-    if check_name(name).is_err() {
+    if !exists(store, name) {
         return Ok(None);
     }
+    Ok(Some((
+        read_base(&store.mount_dir(name))?,
+        dirs(store, name),
+    )))
+}
+
+/// Whether a store has changes of a name, damaged or not.
+pub fn exists(store: &Store, name: &str) -> bool {
+    check_name(name).is_ok() && store.mount_dir(name).join(FILE).exists()
+}
+
+/// Where the changes of a name are.
+pub fn dirs(store: &Store, name: &str) -> UpperDirs {
     let dir = store.mount_dir(name);
-    if !dir.join(FILE).exists() {
-        return Ok(None);
-    }
-    let dirs = UpperDirs {
+    UpperDirs {
         upper: dir.join("upper"),
         work: dir.join("work"),
-    };
-    Ok(Some((read_base(&dir)?, dirs)))
+    }
 }
 
 /// The names of all changes that a store keeps, sorted.
@@ -189,36 +224,45 @@ pub fn all(store: &Store) -> anyhow::Result<Vec<String>> {
 
 /// Throws away the changes of a name that is not mounted.
 pub fn remove(store: &Store, name: &str) -> anyhow::Result<()> {
-    let Some((_, dirs)) = find(store, name)? else {
+    if !exists(store, name) {
         let root = store.root();
         bail!(
             "there are no changes named '{name}' in {root:?} ('lamina ps --all' lists what there is)"
         );
-    };
-    // Held until it is gone, so that nobody mounts it meanwhile.
-    let upper = File::open(&dirs.upper).ok();
-    let lock = |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
-    if upper.as_ref().map(lock) == Some(Err(Errno::WOULDBLOCK)) {
-        bail!("'{name}' is mounted: 'lamina umount {name}' first");
     }
-    remove_dir(&store.mount_dir(name))
+    // Held until it is gone. A commit locks the upper alone.
+    let dir = lock_dir(&store.mount_dir(name), EXCLUSIVE)?;
+    let upper = dirs(store, name).upper;
+    if dir.is_none() || (upper.exists() && lock_dir(&upper, EXCLUSIVE)?.is_none()) {
+        bail!("'{name}' is mounted, or is being committed: 'lamina umount {name}' first");
+    }
+    remove_dir(store, name)
 }
 
-/// Removes the directory of a name, whatever permissions the directories in it have.
-fn remove_dir(dir: &Path) -> anyhow::Result<()> {
+/// Removes the directory of a name, whatever permissions the directories in it have. It goes in one step,
+/// so that nobody ever mounts a part of it; what is left of it in staging if we are killed, the next command
+/// clears away.
+fn remove_dir(store: &Store, name: &str) -> anyhow::Result<()> {
+    let dir = store.mount_dir(name);
     let failed = || format!("cannot remove {dir:?}");
-    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
-        bail!(failed());
-    };
-    // Without this file it is not taken for changes any more.
-    match fs::remove_file(dir.join(FILE)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(failed);
+    let bin = store.scratch().with_context(failed)?;
+    match fs::rename(&dir, bin.path().join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => {
+            result.with_context(failed)?;
+            sys::dir::remove_tree(bin.fd(), name.as_bytes()).with_context(failed)
         }
-        _ => {}
     }
-    let parent = File::open(parent).with_context(failed)?;
-    sys::dir::remove_tree(parent.as_fd(), name.as_bytes()).with_context(failed)
+}
+
+/// Makes the directory of a name; whether it was not there.
+fn make_dir(dir: &Path) -> anyhow::Result<bool> {
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        result => result
+            .map(|()| true)
+            .with_context(|| format!("cannot make {dir:?}")),
+    }
 }
 
 fn read_base(dir: &Path) -> anyhow::Result<Base> {

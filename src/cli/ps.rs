@@ -52,6 +52,10 @@ struct Kept {
     work: PathBuf,
 }
 
+const KEPT: &str = "kept";
+/// Nobody knows what they belong on.
+const DAMAGED: &str = "damaged";
+
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Row {
@@ -112,7 +116,10 @@ fn cells(row: &Row) -> Vec<String> {
             kept.base.image.clone().unwrap_or_else(dash),
             dash(),
             kept.upper.display().to_string(),
-            kept.state.to_owned(),
+            match kept.state {
+                DAMAGED => "damaged: lamina rm it".to_owned(),
+                state => state.to_owned(),
+            },
             dash(),
             dash(),
             dash(),
@@ -137,20 +144,25 @@ fn kept(context: &Context, mounts: &[Found]) -> anyhow::Result<Vec<Kept>> {
     };
     let mut kept = Vec::new();
     for name in named::all(&store)? {
-        let Some((base, dirs)) = named::find(&store, &name)? else {
-            continue;
-        };
+        let dirs = named::dirs(&store, &name);
         let mounted = |found: &Found| found.record.upper.as_ref() == Some(&dirs.upper);
-        if !mounts.iter().any(mounted) {
-            kept.push(Kept {
-                state: "kept",
-                name,
-                store: context.store.clone(),
-                base,
-                upper: dirs.upper,
-                work: dirs.work,
-            });
+        if mounts.iter().any(mounted) {
+            continue;
         }
+        let (state, base) = match named::find(&store, &name) {
+            Ok(Some((base, _))) => (KEPT, base),
+            // Thrown away just now.
+            Ok(None) => continue,
+            Err(_) => (DAMAGED, named::Base::default()),
+        };
+        kept.push(Kept {
+            state,
+            name,
+            store: context.store.clone(),
+            base,
+            upper: dirs.upper,
+            work: dirs.work,
+        });
     }
     Ok(kept)
 }

@@ -43,12 +43,7 @@ pub fn find(context: &Context, wanted: &Path) -> anyhow::Result<Stack> {
         (Ok(store), Some(name)) => named::find(&store, name)?,
         _ => None,
     };
-    // What this store keeps under the name counts before what is mounted of another store.
-    let found = match kept {
-        Some(_) => umount::find_here(context, wanted)?,
-        None => umount::find(context, wanted)?,
-    };
-    if let Some(found) = found {
+    if let Some(found) = umount::find(context, wanted)? {
         let live = (found.state != State::Dead).then(|| Live {
             control: found.control(),
             target: (found.state == State::Live).then(|| found.record.target.clone()),

@@ -11,7 +11,6 @@ use serde_json::{Map, Value, json};
 
 use super::{Context, out, table, umount};
 use crate::fuse::request_name;
-use crate::mount::MountError;
 use crate::mount::record::{Record, State};
 use crate::stats::{Counter, Requests, Snapshot};
 
@@ -36,7 +35,7 @@ pub struct StatsArgs {
 /// Shows what the daemon of a mount has been asked.
 pub fn run(context: &Context, args: &StatsArgs) -> anyhow::Result<()> {
     let Some(found) = umount::find(context, &args.mount)? else {
-        return Err(MountError::NotMounted(args.mount.clone()).into());
+        return Err(umount::not_mounted(context, &args.mount));
     };
     if found.state == State::Dead {
         bail!(

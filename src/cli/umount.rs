@@ -41,7 +41,7 @@ pub fn run(context: &Context, args: &UmountArgs) -> anyhow::Result<()> {
 
 fn one(context: &Context, wanted: &Path, lazy: bool) -> anyhow::Result<()> {
     let Some(found) = find(context, wanted)? else {
-        return unrecorded(wanted, lazy);
+        return unrecorded(context, wanted, lazy);
     };
     let record = &found.record;
     let target = &record.target;
@@ -65,10 +65,10 @@ fn one(context: &Context, wanted: &Path, lazy: bool) -> anyhow::Result<()> {
 }
 
 /// Unmounts what no record tells of: another user's mount, or one whose record was lost.
-fn unrecorded(wanted: &Path, lazy: bool) -> anyhow::Result<()> {
+fn unrecorded(context: &Context, wanted: &Path, lazy: bool) -> anyhow::Result<()> {
     let target = resolve(wanted)?;
     match table::mount_at(&target)? {
-        None => Err(MountError::NotMounted(wanted.to_owned()).into()),
+        None => Err(not_mounted(context, wanted)),
         Some(mount) if !mount.is_lamina() => {
             bail!(
                 "{target:?} is a mount of type {}, not of lamina",
@@ -82,26 +82,36 @@ fn unrecorded(wanted: &Path, lazy: bool) -> anyhow::Result<()> {
 /// Does what a daemon that was killed could not do any more.
 fn clear(found: &Found) -> anyhow::Result<()> {
     let record = &found.record;
+    if let Some(upper) = &record.upper {
+        wait_for_release(upper, record.name.is_some())?;
+    }
     if let (Some(name), true) = (&record.name, record.throw_away) {
         let store = Store::open(&record.store, Access::ReadWrite)?;
-        if named::find(&store, name)?.is_some() {
+        if named::exists(&store, name) {
             named::remove(&store, name)?;
         }
     }
     found.clear()?;
-    if let Some(upper) = &record.upper {
-        wait_for_release(upper)?;
-    }
     Ok(())
 }
 
 /// Waits until a daemon that was killed has let go of its upper: it loses its locks one after the
 /// other, with whatever else it had open, which may take the kernel a moment.
-fn wait_for_release(upper: &Path) -> anyhow::Result<()> {
+fn wait_for_release(upper: &Path, is_named: bool) -> anyhow::Result<()> {
+    // The directory of a name is locked, too.
+    let of_name = upper.parent().filter(|_| is_named);
+    let is_held = || {
+        [Some(upper), of_name]
+            .into_iter()
+            .flatten()
+            .any(record::is_dir_locked)
+    };
     let deadline = Instant::now() + PATIENCE;
-    while record::is_dir_locked(upper) && Instant::now() < deadline {
+    while is_held() && Instant::now() < deadline {
         let records = record::all().context("cannot read the records of live mounts")?;
-        let own = |found: &Found| found.record.upper.as_deref() == Some(upper);
+        let own = |found: &Found| {
+            found.state != State::Dead && found.record.upper.as_deref() == Some(upper)
+        };
         if records.iter().any(own) {
             // Another mount has it by now.
             break;
@@ -111,18 +121,23 @@ fn wait_for_release(upper: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What to say when there is no such mount.
+pub fn not_mounted(context: &Context, wanted: &Path) -> anyhow::Error {
+    if keeps(context, wanted) {
+        return anyhow::anyhow!("the changes named {wanted:?} are not mounted");
+    }
+    MountError::NotMounted(wanted.to_owned()).into()
+}
+
+/// Whether the store that the command is about has changes of a name.
+fn keeps(context: &Context, wanted: &Path) -> bool {
+    let store = Store::open(&context.store, Access::ReadOnly);
+    matches!((store, wanted.to_str()), (Ok(store), Some(name)) if named::exists(&store, name))
+}
+
 /// The record of a mount: of the topmost at a mount point; else of a name, in the store that the
-/// command is about if there is one of that name in several.
+/// command is about if there is one of that name in several, or this store keeps changes of that name.
 pub fn find(context: &Context, wanted: &Path) -> anyhow::Result<Option<Found>> {
-    search(context, wanted, true)
-}
-
-/// As [`find`], but for names in the store that the command is about only.
-pub fn find_here(context: &Context, wanted: &Path) -> anyhow::Result<Option<Found>> {
-    search(context, wanted, false)
-}
-
-fn search(context: &Context, wanted: &Path, elsewhere: bool) -> anyhow::Result<Option<Found>> {
     let target = resolve(wanted).ok();
     let mut records = record::all().context("cannot read the records of live mounts")?;
     // The newest is on top where several are mounted at one place; what is still mounted counts
@@ -141,7 +156,7 @@ fn search(context: &Context, wanted: &Path, elsewhere: bool) -> anyhow::Result<O
     if let Some(at) = records.iter().position(here) {
         return Ok(Some(records.swap_remove(at)));
     }
-    if !elsewhere {
+    if keeps(context, wanted) {
         return Ok(None);
     }
     if let [one, other, ..] = records.as_slice()

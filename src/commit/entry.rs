@@ -9,6 +9,7 @@ use lamina_layers::tar::{EntryKind, EntryMeta, LayerWriter, Segment};
 use rustix::io::Errno;
 
 use super::into_io;
+use super::layer::{LayerOptions, LeftOut};
 use super::spool::Copied;
 use crate::attr::{Attr, Kind, PERMISSIONS};
 use crate::error::FsResult;
@@ -54,9 +55,12 @@ pub enum Where {
 }
 
 impl Entry {
-    /// What a layer says of an item; `None` for what is no part of a layer. No time is later than
-    /// `latest`.
-    pub fn of(union: &Union, item: LayerItem, latest: Option<i64>) -> FsResult<Option<Self>> {
+    /// What a layer says of an item; `None` for what is no part of a layer.
+    pub fn of(
+        union: &Union,
+        item: LayerItem,
+        options: &LayerOptions<'_>,
+    ) -> FsResult<Option<Self>> {
         let LayerItem { path, what } = item;
         let (number, attr, link_to) = match what {
             LayerWhat::Hidden(_) => return Ok(None),
@@ -72,8 +76,7 @@ impl Entry {
         let (major, minor) = (rustix::fs::major(attr.rdev), rustix::fs::minor(attr.rdev));
         let body = match (link_to, attr.kind()) {
             (_, Kind::Socket) => {
-                let shown = String::from_utf8_lossy(&path);
-                tracing::warn!("{shown}: sockets are not part of a layer");
+                options.left_out.unwrap_or(&LeftOut::default()).note(path);
                 return Ok(None);
             }
             (Some(first), _) => Body::Link(first),
@@ -87,7 +90,7 @@ impl Entry {
                 at: Where::Node(number),
             }),
         };
-        let meta = meta_of(union, number, &attr, latest)?;
+        let meta = meta_of(union, number, &attr, options.latest)?;
         Ok(Some(Self { path, meta, body }))
     }
 

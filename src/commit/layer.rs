@@ -2,10 +2,12 @@
 //!
 //! The same upper gives the same stream, byte for byte, whoever makes it and whenever.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use lamina_layers::store::{LayerInfo, Transaction};
 use lamina_layers::tar::{ImportOptions, LayerWriter, Progress, stage_written};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::entry::Entry;
@@ -22,6 +24,28 @@ pub struct LayerOptions<'a> {
     pub whole: bool,
     /// Is told how far it is.
     pub progress: &'a dyn Progress,
+    /// Keeps what is to be told of; if not given, that is told at once.
+    pub left_out: Option<&'a LeftOut>,
+}
+
+/// What is no part of a layer. It is told when this is dropped: while a mount is held back, a message may
+/// wait for ever, as it may be written to a file in that mount.
+#[derive(Debug, Default)]
+pub struct LeftOut(Mutex<BTreeSet<Vec<u8>>>);
+
+impl LeftOut {
+    pub(super) fn note(&self, path: Vec<u8>) {
+        self.0.lock().insert(path);
+    }
+}
+
+impl Drop for LeftOut {
+    fn drop(&mut self) {
+        for path in self.0.get_mut().iter() {
+            let shown = String::from_utf8_lossy(path);
+            tracing::warn!("{shown}: sockets are not part of a layer");
+        }
+    }
 }
 
 impl Default for LayerOptions<'_> {
@@ -30,6 +54,7 @@ impl Default for LayerOptions<'_> {
             latest: None,
             whole: false,
             progress: &(),
+            left_out: None,
         }
     }
 }
@@ -87,7 +112,7 @@ pub fn write_layer(union: &Union, out: impl Write, options: &LayerOptions<'_>) -
     // Why writing failed, as it was told: an import that ended early is known by it.
     let mut failed = None;
     let visited = options.visit(union, &mut |item| {
-        let Some(entry) = Entry::of(union, item, options.latest)? else {
+        let Some(entry) = Entry::of(union, item, options)? else {
             return Ok(());
         };
         entry.write(union, None, &mut writer).map_err(|error| {

@@ -31,7 +31,7 @@ mod time;
 
 pub use image::Draft;
 pub use instruction::{Instruction, InstructionError, apply};
-pub use layer::{LayerOptions, stage_changes, stage_snapshot, write_layer};
+pub use layer::{LayerOptions, LeftOut, stage_changes, stage_snapshot, write_layer};
 pub use snapshot::Snapshot;
 pub use time::{Timestamp, TimestampError};
 

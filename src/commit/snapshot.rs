@@ -79,7 +79,7 @@ impl Snapshot {
         if self.entries.len() >= ENTRIES {
             return Ok(false);
         }
-        let Some(mut entry) = Entry::of(union, item, options.latest)? else {
+        let Some(mut entry) = Entry::of(union, item, options)? else {
             return Ok(true);
         };
         if let Body::File(contents) = &mut entry.body

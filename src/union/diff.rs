@@ -61,8 +61,8 @@ struct Level {
 enum Source {
     /// Only what the upper has; and what the lowers have under the same path, seen or not.
     Upper(Arc<Node>, LowerParts),
-    /// Everything: it was moved, and its lower parts with it.
-    Whole(Number),
+    /// Everything: it was moved, and its lower parts with it; and what the lowers have under the same path.
+    Whole(Number, LowerParts),
 }
 
 type Visit<'a> = dyn FnMut(LayerItem) -> FsResult<()> + 'a;
@@ -145,7 +145,7 @@ impl Union {
         let levels = vec![Level {
             path: Vec::new(),
             names: self.visible_names(Number::ROOT)?,
-            source: Source::Whole(Number::ROOT),
+            source: Source::Whole(Number::ROOT, LowerParts::new()),
         }];
         self.walk(levels, visit)
     }
@@ -169,7 +169,11 @@ impl Union {
                     let below = self.resolve_lower(&below, &name)?;
                     self.visit_upper(&dir, &name, path, below, &mut seen, visit)?
                 }
-                Source::Whole(dir) => self.visit_whole(*dir, &name, path, &mut seen, visit)?,
+                Source::Whole(dir, below) => {
+                    let (dir, below) = (*dir, below.clone());
+                    let below = self.resolve_lower(&below, &name)?;
+                    self.visit_whole(dir, &name, path, below, &mut seen, visit)?
+                }
             };
             levels.extend(next);
         }
@@ -205,12 +209,7 @@ impl Union {
             return Ok(None);
         };
         let is_dir = entry.attr.kind() == Kind::Dir;
-        let replaces = below
-            .as_ref()
-            .and_then(|below| below.lowers.first().cloned());
-        let lower_dir = below
-            .filter(|below| below.kind == Kind::Dir)
-            .map(|dir| dir.lowers);
+        let (replaces, lower_dir) = replaced(below);
         let merged_here = is_dir && lower_dir.as_ref() == Some(&resolved.lowers);
         let moved = is_dir && !merged_here && !resolved.lowers.is_empty();
         let hides = is_dir && !merged_here;
@@ -226,13 +225,13 @@ impl Union {
                 path: path.clone(),
                 what: LayerWhat::Opaque,
             })?;
-            self.visit_hidden(&node, hidden, &path, visit)?;
+            self.visit_hidden(node.number, hidden, &path, visit)?;
         }
         Ok(Some(if moved {
             Level {
                 path,
                 names: self.visible_names(node.number)?,
-                source: Source::Whole(node.number),
+                source: Source::Whole(node.number, lower_dir.unwrap_or_default()),
             }
         } else {
             Level {
@@ -246,7 +245,7 @@ impl Union {
     /// The names that a directory hides of those the lowers have in its place.
     fn visit_hidden(
         &self,
-        node: &Arc<Node>,
+        dir: Number,
         hidden: &LowerParts,
         path: &[u8],
         visit: &mut Visit<'_>,
@@ -263,7 +262,7 @@ impl Union {
         for name in names {
             let was = self.resolve_lower(hidden, &name)?.and_then(first_part);
             if let Some(was) = was
-                && self.resolve(node, &name)?.is_none()
+                && self.lookup(dir, &name)?.is_none()
             {
                 let path = [path, b"/", name.as_slice()].concat();
                 visit(LayerItem {
@@ -275,12 +274,13 @@ impl Union {
         Ok(())
     }
 
-    /// One entry of a moved directory.
+    /// One entry of a moved directory, and what the lowers have under its path.
     fn visit_whole(
         &self,
         dir: Number,
         name: &[u8],
         path: Vec<u8>,
+        below: Option<Resolved>,
         seen: &mut HashMap<u64, Vec<u8>>,
         visit: &mut Visit<'_>,
     ) -> FsResult<Option<Level>> {
@@ -289,14 +289,18 @@ impl Union {
         };
         let number = Number(attr.ino);
         let link_to = first_path(seen, &attr, &path);
-        visit(object(path.clone(), attr, None, link_to))?;
+        let (replaces, lower_dir) = replaced(below);
+        visit(object(path.clone(), attr, replaces, link_to))?;
         if attr.kind() != Kind::Dir {
             return Ok(None);
+        }
+        if let Some(hidden) = &lower_dir {
+            self.visit_hidden(number, hidden, &path, visit)?;
         }
         Ok(Some(Level {
             path,
             names: self.visible_names(number)?,
-            source: Source::Whole(number),
+            source: Source::Whole(number, lower_dir.unwrap_or_default()),
         }))
     }
 
@@ -317,6 +321,15 @@ impl Union {
         names.sort_by(|a, b| b.cmp(a));
         Ok(names)
     }
+}
+
+/// What the lowers have under a path: the object itself, and if it is a directory, all that is merged in it.
+fn replaced(below: Option<Resolved>) -> (Option<LowerRef>, Option<LowerParts>) {
+    let first = below
+        .as_ref()
+        .and_then(|below| below.lowers.first().cloned());
+    let dir = below.filter(|below| below.kind == Kind::Dir);
+    (first, dir.map(|dir| dir.lowers))
 }
 
 /// The object itself, of all that is merged under a name.

@@ -185,6 +185,17 @@ impl Namespace {
         sys::set_xattr(fd, &name, node.to_string().as_bytes(), XattrFlags::empty())
     }
 
+    /// Whether a work directory says that the marks of its upper are in this namespace.
+    pub fn is_noted(self, work: BorrowedFd<'_>) -> bool {
+        sys::get_xattr(work, &self.mark(LAMINA, b"marks")).is_ok_and(|value| value.is_some())
+    }
+
+    /// Says it.
+    pub fn note(self, work: BorrowedFd<'_>) -> SysResult<()> {
+        let name = self.mark(LAMINA, b"marks");
+        sys::set_xattr(work, &name, b"y", XattrFlags::empty())
+    }
+
     /// Whether marks of this namespace can be set on `dir`.
     pub fn works_on(self, dir: BorrowedFd<'_>) -> bool {
         let name = self.mark(LAMINA, b"probe");

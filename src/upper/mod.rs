@@ -66,8 +66,8 @@ pub enum UpperError {
     },
     /// Another mount uses it.
     #[error(
-        "{what} directory {path:?} is in use by another live mount: unmount that, or use other \
-         directories ('lamina ps' lists mounts)"
+        "{what} directory {path:?} is in use by another live mount, or is being committed: unmount \
+         that, or use other directories ('lamina ps' lists mounts)"
     )]
     InUse {
         /// `upper` or `work`.
@@ -194,7 +194,11 @@ impl Upper {
         let root = open_dir("upper", &dirs.upper)?;
         let work = open_dir("work", &dirs.work)?;
         let work_base = open_dir("work", &dirs.work)?;
-        let namespace = reading_namespace();
+        let namespace = if Namespace::User.is_noted(work.as_fd()) {
+            Namespace::User
+        } else {
+            reading_namespace()
+        };
         let dev = device(&root);
         Ok(Self {
             root,
@@ -216,16 +220,24 @@ impl Upper {
         work_base: OwnedFd,
         volatile: bool,
     ) -> Result<Self, UpperError> {
-        let namespace = if Namespace::Trusted.works_on(work.as_fd()) {
-            Namespace::Trusted
-        } else if Namespace::User.works_on(work.as_fd()) {
-            Namespace::User
+        // What an ordinary user began goes on as it is when root mounts it.
+        let namespaces = if Namespace::User.is_noted(work_base.as_fd()) {
+            &[Namespace::User][..]
         } else {
+            &[Namespace::Trusted, Namespace::User]
+        };
+        let mut namespaces = namespaces.iter().copied();
+        let Some(namespace) = namespaces.find(|namespace| namespace.works_on(work.as_fd())) else {
             return Err(UpperError::NoXattrs {
                 upper: dirs.upper.clone(),
                 tried: "trusted.* and user.*",
             });
         };
+        if namespace == Namespace::User
+            && let Err(errno) = namespace.note(work_base.as_fd())
+        {
+            tracing::warn!("root will not see what was deleted in this upper: {errno}");
+        }
         let dev = device(&root);
         Ok(Self {
             root,
@@ -456,9 +468,10 @@ fn scratch_dir(base: &OwnedFd) -> SysResult<OwnedFd> {
     sys::open_dir_at(base, b"work")
 }
 
-/// The namespace this process can read.
+/// The namespace this process can read. Root of a user namespace has the capability, and yet the kernel
+/// keeps `trusted.*` from it.
 pub fn reading_namespace() -> Namespace {
-    if has_capability(CapabilitySet::SYS_ADMIN) {
+    if has_capability(CapabilitySet::SYS_ADMIN) && sys::process::is_in_initial_namespace() {
         Namespace::Trusted
     } else {
         Namespace::User

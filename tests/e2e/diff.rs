@@ -11,6 +11,7 @@ use crate::support::lamina::{Lamina, Mount};
 use crate::support::layers::{Archive, noise};
 use crate::support::listing::small_image;
 use crate::support::sandbox::Sandbox;
+use crate::support::tree::{Ignore, Tree};
 use crate::support::{describe, needs_root, run};
 
 /// An image with something of every kind, mounted under the name `kept`.
@@ -208,4 +209,64 @@ fn the_exit_status_tells_if_asked() {
     lamina.fails(2, ["diff", "dirs", "--patch", "--json"]);
     lamina.fails(2, ["diff", "dirs", "/etc/[a"]);
     mount.unmount();
+}
+
+#[test]
+fn a_directory_that_takes_the_place_of_another_is_compared_with_it() {
+    needs_root!();
+    let sandbox = Sandbox::new("diff-moved");
+    let lamina = Lamina::new(&sandbox);
+    let archive = Archive::new(&sandbox, "image.tar")
+        .dir("new", 0o755)
+        .file("new/both", b"new\n")
+        .file("new/added", b"new\n")
+        .dir("new/sub", 0o755)
+        .file("new/sub/both", b"new\n")
+        .dir("old", 0o755)
+        .file("old/both", b"old\n")
+        .file("old/gone", b"old\n")
+        .dir("old/sub", 0o755)
+        .file("old/sub/both", b"old\n")
+        .file("old/sub/gone", b"old\n");
+    lamina.build("image", &[archive.finish()]);
+    let mount = lamina.mount(&["--name", "kept", "image"], &sandbox.join("mnt"));
+    fs::remove_dir_all(mount.path().join("old")).unwrap();
+    fs::rename(mount.path().join("new"), mount.path().join("old")).unwrap();
+    let tree = Tree::read(mount.path());
+    mount.unmount();
+    assert_eq!(
+        lamina.ok(["diff", "kept"]),
+        "D /new\nC /old\nA /old/added\nC /old/both\nD /old/gone\nC /old/sub\nC /old/sub/both\n\
+         D /old/sub/gone\n"
+    );
+    lamina.ok(["commit", "kept", "-t", "moved"]);
+    let mount = lamina.mount(&["--read-only", "moved"], &sandbox.join("mnt"));
+    let committed = Tree::read(mount.path());
+    tree.assert_same("changed", &committed, "committed", Ignore::OTHER_FILESYSTEM);
+    mount.unmount();
+}
+
+#[test]
+fn a_patch_finds_files_with_spaces_in_their_names() {
+    needs_root!();
+    let sandbox = Sandbox::new("diff-spaces");
+    let lamina = Lamina::new(&sandbox);
+    let archive = Archive::new(&sandbox, "image.tar")
+        .dir("a dir", 0o755)
+        .file("a dir/a file", b"one\ntwo\n");
+    lamina.build("image", &[archive.finish()]);
+    let mount = lamina.mount(&["--name", "kept", "image"], &sandbox.join("mnt"));
+    fs::write(mount.path().join("a dir/a file"), "one\n2\n").unwrap();
+    mount.unmount();
+    let patch = lamina.ok(["diff", "kept", "--patch"]);
+    assert!(patch.contains("--- a/a dir/a file\t\n"), "{patch}");
+    sandbox.dir("plain/a dir");
+    let file = sandbox.file("plain/a dir/a file", "one\ntwo\n");
+    let patch = sandbox.file("changes.patch", patch);
+    run(Command::new("patch")
+        .args(["-p1", "-s", "-d"])
+        .arg(sandbox.join("plain"))
+        .arg("-i")
+        .arg(patch));
+    assert_eq!(fs::read_to_string(file).unwrap(), "one\n2\n");
 }

@@ -12,6 +12,7 @@ use crate::support::damage::{flip, image};
 use crate::support::lamina::{Lamina, NOBODY};
 use crate::support::layers::{Archive, noise};
 use crate::support::sandbox::Sandbox;
+use crate::support::tree::{Ignore, Tree};
 use crate::support::{describe, needs_root, run};
 
 /// Two images with an object in common, and what is needed to make them again.
@@ -569,4 +570,48 @@ fn a_store_in_use_is_checked_without_false_alarms() {
         }
     });
     assert_clean(&two.lamina);
+}
+
+#[test]
+fn what_builds_remember_belongs_into_a_store() {
+    needs_root!();
+    let sandbox = Sandbox::new("fsck-cache");
+    let lamina = Lamina::new(&sandbox);
+    let context = sandbox.dir("context");
+    sandbox.file("context/Containerfile", "FROM scratch\nCOPY file /\n");
+    sandbox.file("context/file", "copied");
+    lamina.ok(["build", "-q", "-t", "built", context.to_str().unwrap()]);
+    assert!(lamina.store().join("cache").exists());
+    assert_clean(&lamina);
+}
+
+/// Who can write to a store must not get its repairer, who may be root, to change anything else.
+#[test]
+fn links_out_of_a_store_are_not_followed() {
+    let two = Two::new("fsck-links");
+    let store = two.lamina.store();
+    let hex = |digit: &str| digit.repeat(62);
+    let foreign = two.sandbox.dir("foreign");
+    for name in ["1", "2"].map(hex) {
+        fs::write(foreign.join(&name), "not the store's").unwrap();
+        fs::set_permissions(foreign.join(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let before = Tree::read(&foreign);
+    let prefix = (0..256).map(|number| format!("{number:02x}"));
+    let mut free = prefix.filter(|prefix| !store.join("objects").join(prefix).exists());
+    let link = store.join("objects").join(free.next().unwrap());
+    symlink(&foreign, &link).unwrap();
+    symlink(&foreign, store.join("layers").join("3".repeat(64))).unwrap();
+    check(&two.lamina, &["--repair"]);
+    assert!(link.symlink_metadata().is_err(), "the link is still there");
+    before.assert_same("before", &Tree::read(&foreign), "after", Ignore::NOTHING);
+    assert_clean(&two.lamina);
+
+    // Nor is anything put where the quarantine leads to.
+    fs::remove_dir_all(store.join("quarantine")).unwrap();
+    symlink(&foreign, store.join("quarantine")).unwrap();
+    fs::write(store.join("notes.txt"), "").unwrap();
+    let (damage, remains) = check(&two.lamina, &["--repair"]);
+    assert!(remains, "{damage:#?}");
+    before.assert_same("before", &Tree::read(&foreign), "after", Ignore::NOTHING);
 }

@@ -2,13 +2,15 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{Timespec, Timestamps};
+use rustix::fs::{FlockOperation, Timespec, Timestamps};
 
+use crate::differential::rng::Rng;
+use crate::support::disk::{Disk, Mounted};
 use crate::support::lamina::{Lamina, NOBODY, wait_until};
-use crate::support::listing::{pid_of, small_image, the_mount};
+use crate::support::listing::{mounts, pid_of, small_image, the_mount, words};
 use crate::support::sandbox::{Sandbox, mounted_type};
 use crate::support::{describe, needs_root, output, run};
 
@@ -214,6 +216,172 @@ fn a_killed_daemon_leaves_an_upper_that_mounts_again() {
         fs::read_to_string(target.join("dir/file")).unwrap(),
         "changed"
     );
+    mount.unmount();
+}
+
+/// Without a sync, a new name is not there after a power cut; with one, all of it is.
+#[test]
+fn a_new_name_outlives_a_power_cut() {
+    needs_root!();
+    let sandbox = Sandbox::new("power");
+    let disk = Disk::new(&sandbox, 256);
+    let store = Path::new("store");
+    let lamina = Lamina::new(&sandbox).with_store(&disk.path().join(store));
+    small_image(&sandbox, &lamina);
+    let mount = lamina.mount(&["--name", "kept", "small"], &sandbox.join("mnt"));
+    let file = fs::File::create(mount.path().join("new")).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    let moment = disk.now();
+    let mut rng = Rng::new(1);
+    for number in 0..3 {
+        let image = sandbox.join(format!("cut-{number}.img"));
+        disk.image_at(moment, &mut rng, &image);
+        let cut = Mounted::new(&image, &sandbox.join("cut"), "");
+        let after = lamina.with_store(&cut.path().join(store));
+        assert_eq!(after.ok(["diff", "kept"]), "A /new\n");
+        cut.unmount();
+    }
+    mount.unmount();
+}
+
+#[test]
+fn changes_of_which_nobody_knows_what_they_belong_on_can_be_thrown_away() {
+    needs_root!();
+    let sandbox = Sandbox::new("damaged");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    lamina
+        .mount(&["--name", "kept", "small"], &sandbox.join("mnt"))
+        .unmount();
+    fs::write(lamina.store().join("mounts/kept/mount.json"), "").unwrap();
+    let message = lamina.fails(1, ["gc"]);
+    assert!(message.contains("lamina rm kept"), "{message}");
+    assert_eq!(the_mount(&lamina, &sandbox)["state"], "damaged");
+    let said = lamina.ok(["ps", "--all"]);
+    assert!(said.contains("damaged: lamina rm it"), "{said}");
+    lamina.ok(["rm", "kept"]);
+    assert!(mounts(&lamina, &sandbox).is_empty());
+    lamina.ok(["gc"]);
+}
+
+#[test]
+fn what_is_thrown_away_goes_in_one_step() {
+    needs_root!();
+    let sandbox = Sandbox::new("thrown");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let target = sandbox.dir("mnt");
+    let all = lamina.store().join("mounts");
+    let mount = lamina.mount(&["--name", "kept", "small"], &target);
+    fs::write(target.join("new"), "").unwrap();
+    mount.unmount();
+    // It ends half way.
+    let chattr = |flag: &str, path: &Path| {
+        run(Command::new("chattr").arg(flag).arg(path));
+    };
+    chattr("+i", &all.join("kept/upper/new"));
+    lamina.fails(1, ["rm", "kept"]);
+    assert_eq!(fs::read_dir(&all).unwrap().count(), 0);
+    let staging = lamina.store().join("staging");
+    let left = run(Command::new("find").arg(&staging).args(["-name", "new"]));
+    chattr("-i", Path::new(left.trim()));
+    lamina.ok(["gc"]);
+    assert_eq!(fs::read_dir(&staging).unwrap().count(), 0);
+
+    // Nothing of a directory that is not complete is mounted.
+    fs::create_dir_all(all.join("kept/upper/half")).unwrap();
+    let mount = lamina.mount(&["--name", "kept", "small"], &target);
+    assert!(!target.join("half").exists());
+    mount.unmount();
+}
+
+#[test]
+fn of_two_who_want_a_new_name_one_gets_it() {
+    needs_root!();
+    let sandbox = Sandbox::new("both");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let targets = [sandbox.dir("left"), sandbox.dir("right")];
+    // Somebody has taken it and is not ready yet.
+    let dir = lamina.store().join("mounts/new");
+    fs::create_dir_all(dir.join("upper/live")).unwrap();
+    let lock = fs::File::open(&dir).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let refused = words(&["mount", "--name", "new", "small"], &targets[0]);
+    let message = lamina.fails(1, refused);
+    assert!(message.contains("in use"), "{message}");
+    assert!(dir.join("upper/live").exists());
+    drop(lock);
+    for _ in 0..10 {
+        let start = |target: &PathBuf| {
+            let mut command = lamina.command(["mount", "--name", "new", "small"]);
+            command.arg(target).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        };
+        let both = targets.each_ref().map(start);
+        let results = both.map(|child| child.wait_with_output().unwrap());
+        let succeeded = results.each_ref().map(|result| result.status.success());
+        assert!(succeeded[0] != succeeded[1], "{results:?}");
+        let (winner, loser) = if succeeded[0] { (0, 1) } else { (1, 0) };
+        let message = describe(&results[loser]);
+        assert!(message.contains("in use"), "{message}");
+        fs::write(targets[winner].join("file"), "").unwrap();
+        lamina.ok([OsStr::new("umount"), targets[winner].as_os_str()]);
+        assert_eq!(lamina.ok(["diff", "new"]), "A /file\n");
+        lamina.ok(["rm", "new"]);
+    }
+}
+
+#[test]
+fn umount_waits_for_what_a_killed_daemon_still_has() {
+    needs_root!();
+    let sandbox = Sandbox::new("killed-rm");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let target = sandbox.dir("mnt");
+    let mount = lamina.mount(&["--rm", "small"], &target);
+    let upper = lamina.store().join("mounts/small-1/upper");
+    rustix::process::kill_process(
+        pid_of(&the_mount(&lamina, &sandbox)),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    wait_until("the daemon to die", || {
+        the_mount(&lamina, &sandbox)["state"] == "dead"
+    });
+    // As the kernel, when it is slow.
+    let held = fs::File::open(upper).unwrap();
+    wait_until("the lock", || {
+        rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).is_ok()
+    });
+    let slow = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        drop(held);
+    });
+    lamina.ok([OsStr::new("umount"), target.as_os_str()]);
+    slow.join().unwrap();
+    assert!(mounts(&lamina, &sandbox).is_empty());
+    drop(mount);
+}
+
+#[test]
+fn a_name_that_is_kept_here_is_not_that_of_another_stores_mount() {
+    needs_root!();
+    let sandbox = Sandbox::new("stores");
+    let lamina = Lamina::new(&sandbox);
+    let other = lamina.with_store(&sandbox.join("other"));
+    for lamina in [&lamina, &other] {
+        small_image(&sandbox, lamina);
+    }
+    lamina
+        .mount(&["--name", "same", "small"], &sandbox.join("mnt"))
+        .unmount();
+    let mount = other.mount(&["--name", "same", "small"], &sandbox.join("mnt"));
+    for command in ["umount", "stats"] {
+        let message = lamina.fails(1, [command, "same"]);
+        assert!(message.contains("are not mounted"), "{message}");
+    }
     mount.unmount();
 }
 

@@ -134,7 +134,7 @@ fn a_user_namespace_needs_no_helper() {
         let program = user.command([""; 0]).get_program().to_owned();
         // No helper can be found on this path.
         let bin = sandbox.dir("bin");
-        for tool in ["cat", "stat"] {
+        for tool in ["cat", "stat", "rm", "mkdir"] {
             std::os::unix::fs::symlink(Path::new("/usr/bin").join(tool), bin.join(tool)).unwrap();
         }
         let mut shell = Command::new("/usr/bin/unshare");
@@ -145,9 +145,12 @@ fn a_user_namespace_needs_no_helper() {
     };
     let said = inside(
         "\"$L\" mount --name kept small \"$M\"; cat \"$M/dir/file\"; echo new > \"$M/new\"
-         stat -c %u \"$M/dir/file\"; \"$L\" diff kept; \"$L\" umount \"$M\"",
+         stat -c %u \"$M/dir/file\"; \"$L\" diff kept
+         rm -r \"$M/dir\"; mkdir \"$M/dir\"; \"$L\" diff kept
+         \"$L\" umount \"$M\"; \"$L\" diff kept",
     );
-    assert_eq!(said, "from the image0\nA /new\n");
+    let changes = "C /dir\nD /dir/file\nA /new\n";
+    assert_eq!(said, format!("from the image0\nA /new\n{changes}{changes}"));
     // Outside, what was root's in there is the user's own.
     assert_eq!(
         fs::metadata(user.store().join("mounts/kept/upper/new"))
@@ -160,6 +163,13 @@ fn a_user_namespace_needs_no_helper() {
             .iter()
             .all(|mount| mount["state"] == "kept")
     );
+
+    // Root, who could have marks of another kind, reads these and goes on with them.
+    let root = Lamina::new(&sandbox).with_store(user.store());
+    assert_eq!(root.ok(["diff", "kept"]), changes);
+    let mount = root.mount(&["--name", "kept", "small"], &sandbox.join("roots"));
+    assert_eq!(fs::read_dir(mount.path().join("dir")).unwrap().count(), 0);
+    mount.unmount();
 }
 
 #[test]

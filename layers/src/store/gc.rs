@@ -18,7 +18,7 @@ use crate::digest::{ChainId, DiffId, ImageId};
 mod sweep;
 
 pub(super) use sweep::disk_usage;
-use sweep::{Candidate, Trash};
+use sweep::{Candidate, Marks, Trash};
 
 /// What to collect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,15 +92,14 @@ impl Store {
         self.synced("images")?;
         self.sweep_layers(None, &trash, &mut swept)?;
         trash.empty()?;
-        let candidates = self.objects_not_in(&swept.layers)?;
+        let candidates = self.objects_not_in(&swept.layers, &mut Marks::default())?;
         self.sweep_objects(&candidates, &trash, &mut swept)?;
         Ok(swept)
     }
 
     /// What [`Self::gc`] would remove now.
     fn gc_dry_run(&self, options: GcOptions) -> Result<Swept, StoreError> {
-        let lock = self.lock_exclusive()?;
-        let roots = self.roots(options.all, &lock)?;
+        let roots = self.roots(options.all, &self.lock_exclusive()?)?;
         let mut swept = Swept {
             images: roots.unneeded.clone(),
             leases: self.stale_leases()?,
@@ -122,9 +121,14 @@ impl Store {
             swept.blobs += 1;
             swept.bytes += sweep::disk_usage(&path)?;
         }
+        let mut marks = Marks::default();
+        let candidates = self.objects_not_in(&swept.layers, &mut marks)?;
+        let lock = self.lock_exclusive()?;
+        marks.refresh(self, &swept.layers)?;
         let needs = self.needs(&lock)?;
-        for candidate in self.objects_not_in(&swept.layers)? {
-            if !needs.contains(&candidate.id) {
+        drop(lock);
+        for candidate in candidates {
+            if !marks.need(&candidate.id) && !needs.contains(&candidate.id) {
                 swept.objects += 1;
                 swept.bytes += candidate.bytes;
             }
@@ -300,14 +304,15 @@ impl Store {
         let named: HashSet<ImageId> = self.all_names()?.into_iter().map(|(_, id)| id).collect();
         for digest in self.digests_in("images")? {
             let id = ImageId(digest);
-            let image = self.read_image(&id)?;
+            let (_, _, image) = self.read_files(&id)?;
+            let layers = &image.config.rootfs.diff_ids;
             let in_use = || {
                 leases.iter().any(|pins| pins.image == Some(id))
-                    || kept.iter().any(|kept| kept.layers == image.layers)
+                    || kept.iter().any(|kept| kept.layers == *layers)
             };
             if !all || named.contains(&id) || in_use() {
-                roots.keep(&image.layers);
-                let blobs = self.image_files(&id)?.parsed.layers.into_iter();
+                roots.keep(layers);
+                let blobs = image.manifest.layers.into_iter();
                 roots.blobs.extend(blobs.map(|blob| blob.digest));
             } else {
                 roots.unneeded.push(id);

@@ -212,6 +212,19 @@ impl Store {
     /// # Errors
     /// When the store does not have it, or has it damaged.
     pub fn image_files(&self, id: &ImageId) -> Result<ImageFiles, StoreError> {
+        let (manifest, config, parsed) = self.read_files(id)?;
+        Ok(ImageFiles {
+            manifest,
+            config,
+            parsed: parsed.manifest,
+        })
+    }
+
+    /// The files of an image, and what they say.
+    pub(super) fn read_files(
+        &self,
+        id: &ImageId,
+    ) -> Result<(Vec<u8>, Vec<u8>, Parsed), StoreError> {
         let dir = self.image_dir(id);
         if !dir.exists() {
             return Err(StoreError::NotFound(id.to_string()));
@@ -236,11 +249,7 @@ impl Store {
             },
             error => error,
         })?;
-        Ok(ImageFiles {
-            manifest,
-            config,
-            parsed: parsed.manifest,
-        })
+        Ok((manifest, config, parsed))
     }
 
     /// Gives an image another name.
@@ -363,10 +372,14 @@ impl Store {
     pub fn untag(&self, name: &str) -> Result<ImageId, StoreError> {
         self.for_writing()?;
         let parsed = Name::parse(name)?;
-        let id = self.named_image(&parsed)?;
-        let id = id.ok_or_else(|| StoreError::NotFound(name.to_owned()))?;
-        self.remove_name(&parsed)?;
-        Ok(id)
+        let not_found = || StoreError::NotFound(name.to_owned());
+        let _lock = self.lock_shared()?;
+        let id = self.named_image(&parsed)?.ok_or_else(not_found)?;
+        match self.remove_name(&parsed) {
+            // Somebody else was quicker.
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Err(not_found()),
+            result => result.map(|()| id),
+        }
     }
 
     pub(super) fn image_dir(&self, id: &ImageId) -> std::path::PathBuf {

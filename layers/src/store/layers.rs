@@ -180,10 +180,7 @@ impl Store {
         let bytes = self.merge(layers, &chain)?;
         if self.access() == Access::ReadWrite {
             match self.publish_merged(&chain, &bytes) {
-                Ok(()) => {
-                    drop(bytes);
-                    return Index::open(&path).map_err(|error| merged_damage(&path, &error));
-                }
+                Ok(index) => return Ok(index),
                 Err(error) => tracing::warn!("the merged index is not kept: {error}"),
             }
         }
@@ -207,17 +204,20 @@ impl Store {
         })
     }
 
-    /// Puts a merged index into the store. It is not synced: a cache that does not survive a crash
-    /// whole is recognised and made again.
-    fn publish_merged(&self, chain: &ChainId, bytes: &[u8]) -> Result<(), StoreError> {
+    /// Puts a merged index into the store. It is opened before, as a collection may remove it at once. It
+    /// is not synced: a cache that does not survive a crash whole is recognised and made again.
+    fn publish_merged(&self, chain: &ChainId, bytes: &[u8]) -> Result<Index, StoreError> {
+        let path = self.merged_path(chain);
         let staging = Staging::create(&self.root().join("staging"))?;
         let staged = staging.path().join(INDEX);
         let write = || -> io::Result<()> {
             let mut file = fs::File::create(&staged)?;
-            file.write_all(bytes)?;
-            fs::rename(&staged, self.merged_path(chain))
+            file.write_all(bytes)
         };
-        write().map_err(StoreError::io("write", self.merged_path(chain)))
+        write().map_err(StoreError::io("write", &path))?;
+        let index = Index::open(&staged).map_err(|error| merged_damage(&path, &error))?;
+        fs::rename(&staged, &path).map_err(StoreError::io("write", &path))?;
+        Ok(index)
     }
 }
 

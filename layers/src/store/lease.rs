@@ -219,9 +219,16 @@ impl Store {
             let Ok(file) = File::open(&path) else {
                 continue;
             };
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                fs::remove_file(&path).map_err(StoreError::io("remove", path))?;
-                cleared += 1;
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            match fs::remove_file(&path) {
+                // Its holder has just ended in order.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => {
+                    result.map_err(StoreError::io("remove", path))?;
+                    cleared += 1;
+                }
             }
         }
         Ok(cleared)

@@ -69,7 +69,7 @@ pub use lease::{Lease, Pins};
 pub use refs::check_name;
 pub(crate) use refs::{check_path, check_tag, familiar};
 pub use source::Source;
-pub use staging::Staging;
+pub use staging::{Staging, lock_dir};
 pub use txn::{Committed, Transaction};
 pub(crate) use txn::{LargeObject, LayerStage};
 pub use usage::{ImageUsage, Usage};

@@ -32,7 +32,7 @@ impl Staging {
                 Err(error) => return Err(StoreError::io("create", path)(error)),
             }
             // Between the two calls somebody may take it for rubbish.
-            if let Some(dir) = lock(&path)? {
+            if let Some(dir) = lock_dir(&path, EXCLUSIVE)? {
                 return Ok(Self { path, dir });
             }
         }
@@ -45,7 +45,7 @@ impl Staging {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(StoreError::io("create", path)(error))
             }
-            _ => Ok(lock(&path)?.map(|dir| Self { path, dir })),
+            _ => Ok(lock_dir(&path, EXCLUSIVE)?.map(|dir| Self { path, dir })),
         }
     }
 
@@ -74,23 +74,30 @@ pub fn clear_abandoned(parent: &Path) -> Result<(), StoreError> {
     let entries = fs::read_dir(parent).map_err(StoreError::io("read", parent))?;
     for entry in entries {
         let path = entry.map_err(StoreError::io("read", parent))?.path();
-        if let Some(dir) = lock(&path)? {
+        if let Some(dir) = lock_dir(&path, EXCLUSIVE)? {
             drop(Staging { path, dir });
         }
     }
     Ok(())
 }
 
-/// Locks a staging directory; `None` if another process holds it or it is gone.
-fn lock(path: &Path) -> Result<Option<File>, StoreError> {
+const EXCLUSIVE: FlockOperation = FlockOperation::NonBlockingLockExclusive;
+
+/// Locks the directory that has this path, without waiting; `None` if another process holds it or it is
+/// gone.
+///
+/// # Errors
+/// When it cannot be opened or looked at.
+pub fn lock_dir(path: &Path, operation: FlockOperation) -> Result<Option<File>, StoreError> {
     let dir = match File::open(path) {
         Ok(dir) => dir,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(StoreError::io("open", path)(error)),
     };
-    if flock(&dir, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if flock(&dir, operation).is_err() {
         return Ok(None);
     }
+    // It may have been removed or renamed in between: then the lock keeps nobody from the path.
     let locked = dir.metadata().map_err(StoreError::io("examine", path))?;
     let still_there = fs::symlink_metadata(path)
         .is_ok_and(|found| (found.dev(), found.ino()) == (locked.dev(), locked.ino()));

@@ -187,7 +187,9 @@ fn contents(
         writeln!(text, "Binary files {a} and {b} differ")?;
         return Ok(());
     }
-    writeln!(text, "--- {a}\n+++ {b}")?;
+    // As git does: patch would take a name to end at its first space.
+    let end = |name: &str| if name.contains(' ') { "\t" } else { "" };
+    writeln!(text, "--- {a}{}\n+++ {b}{}", end(&a), end(&b))?;
     let diff = TextDiff::configure()
         .timeout(PATIENCE)
         .diff_lines(old.as_slice(), new.as_slice());

@@ -3,11 +3,11 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::commit;
 use crate::support::lamina::{Lamina, Mount, wait_until};
@@ -394,4 +394,37 @@ fn a_killed_commit_leaves_nothing_and_nobody_waiting() {
     // As it is when nobody is there.
     let kept = commit(&lamina, &["kept", "-t", "kept"]);
     assert_eq!(said["layer"], kept["layer"]);
+}
+
+/// A program may write what a commit says to a file in the very mount that it holds back.
+#[test]
+fn a_commit_says_nothing_while_it_holds_changes_back() {
+    needs_root!();
+    let sandbox = Sandbox::new("told");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let mount = lamina.mount(&["--name", "kept", "small"], &sandbox.join("mnt"));
+    let socket = UnixListener::bind(mount.path().join("socket")).unwrap();
+    let log = mount.path().join("log");
+    let mut command = lamina.command(["commit", "kept", "-t", "image"]);
+    command
+        .stdout(Stdio::null())
+        .stderr(File::create(&log).unwrap());
+    let mut child = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let status = loop {
+        match child.try_wait().unwrap() {
+            None if Instant::now() > deadline => {
+                child.kill().unwrap();
+                panic!("the commit waits for itself");
+            }
+            None => std::thread::sleep(Duration::from_millis(10)),
+            Some(status) => break status,
+        }
+    };
+    drop((command, socket));
+    assert!(status.success());
+    let said = fs::read_to_string(&log).unwrap();
+    assert_eq!(said.matches("socket: sockets are not").count(), 1, "{said}");
+    mount.unmount();
 }

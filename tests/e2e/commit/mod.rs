@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
 use crate::support::containers::Containers;
@@ -334,6 +335,39 @@ fn the_image_below_is_found_under_another_name_and_missed_if_it_is_gone() {
     assert_eq!(config["config"]["Cmd"], Value::Null);
     assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 3);
     assert_eq!(config["history"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn what_is_committed_is_not_mounted_or_thrown_away_meanwhile() {
+    needs_root!();
+    let sandbox = Sandbox::new("locked");
+    let lamina = Lamina::new(&sandbox);
+    small_image(&sandbox, &lamina);
+    let mount = lamina.mount(&["--name", "kept", "small"], &sandbox.join("mnt"));
+    change_something(mount.path());
+    mount.unmount();
+    let upper = File::open(lamina.store().join("mounts/kept/upper")).unwrap();
+    let lock = |operation| rustix::fs::flock(&upper, operation).unwrap();
+
+    // As another commit has it, and as a mount of a user whose records are not seen.
+    lock(FlockOperation::LockShared);
+    lamina.ok(["commit", "kept", "-t", "image"]);
+    for arguments in [&["rm", "kept"][..], &["mount", "--name", "kept", "small"]] {
+        let target = (arguments.len() > 2).then(|| sandbox.join("mnt"));
+        let mut command = lamina.command(arguments);
+        let result = crate::support::output(command.args(target));
+        let said = describe(&result);
+        assert!(!result.status.success(), "{said}");
+        assert!(said.contains("being committed"), "{said}");
+    }
+    lock(FlockOperation::LockExclusive);
+    let message = lamina.fails(1, ["commit", "kept", "-t", "image"]);
+    assert!(message.contains("no record tells of"), "{message}");
+    // A mount that is not recorded yet is waited for.
+    let waiting = lamina.command(["commit", "kept", "-t", "image"]).spawn();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    lock(FlockOperation::Unlock);
+    assert!(waiting.unwrap().wait().unwrap().success());
 }
 
 #[test]

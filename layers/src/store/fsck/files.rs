@@ -9,8 +9,9 @@ use super::{Check, Damage, Subject};
 use crate::digest::Digest;
 use crate::store::{DIRECTORIES, StoreError, layers, superblock};
 
-/// What else may be at the top: the quarantine, and what the filesystem has if it is the store's own.
-const OTHERS: [&str; 2] = ["quarantine", "lost+found"];
+/// What else may be at the top: the quarantine, what builds remember, and what the filesystem has if it is
+/// the store's own.
+const OTHERS: [&str; 3] = ["quarantine", "cache", "lost+found"];
 /// Permissions of objects and the files of layers.
 pub(super) const MODE: u32 = 0o444;
 
@@ -18,7 +19,7 @@ impl Check<'_> {
     /// Looks for what does not belong into a store, and for wrong permissions.
     pub(super) fn files(&mut self) -> Result<(), StoreError> {
         let root = self.store.root().to_owned();
-        let owner = fs::metadata(root.join(superblock::FILE)).map(|meta| meta.uid());
+        let owner = fs::symlink_metadata(root.join(superblock::FILE)).map(|meta| meta.uid());
         let owner = owner.map_err(StoreError::io("examine", &root))?;
         self.each_in(&root, |check, name, path| {
             let text = name.to_string_lossy();
@@ -31,7 +32,7 @@ impl Check<'_> {
         })?;
         self.each_in(&root.join("objects"), |check, name, path| {
             let is_prefix = name.len() == 2 && is_hex(name);
-            if !is_prefix || !path.is_dir() {
+            if !is_prefix || !is_real_dir(path) {
                 check.stray(path);
                 return;
             }
@@ -81,7 +82,7 @@ impl Check<'_> {
             let is_digest = name
                 .to_str()
                 .is_some_and(|hex| Digest::from_hex(hex).is_ok());
-            if !is_digest || !path.is_dir() {
+            if !is_digest || !is_real_dir(path) {
                 check.stray(path);
                 return;
             }
@@ -142,6 +143,11 @@ impl Check<'_> {
         };
         self.found(Damage::new(Subject::Mode, path.to_owned(), problem));
     }
+}
+
+/// Whether something is a directory, and not a symbolic link to one, which may lead anywhere.
+fn is_real_dir(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
 }
 
 fn is_hex(name: &OsStr) -> bool {

@@ -13,7 +13,7 @@ impl Check<'_> {
     pub(super) fn images(&mut self) -> Result<(), StoreError> {
         let store = self.store;
         // Nobody removes anything meanwhile.
-        let _lock = store.lock_shared()?;
+        let lock = store.lock_shared()?;
         let names = self.names()?;
         for digest in store.digests_in("images")? {
             let id = ImageId(digest);
@@ -31,6 +31,9 @@ impl Check<'_> {
                 self.name_damage(&name, problem);
             }
         }
+        drop(lock);
+        // Nobody is just writing a lease.
+        let _lock = store.lock_exclusive()?;
         for path in store.lease_files()? {
             if Store::is_unreadable_lease(&path) {
                 let problem = "it does not say what it is on, so nothing can be removed from the \

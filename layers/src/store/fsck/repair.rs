@@ -6,10 +6,17 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufWriter};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat, renameat, unlinkat,
+};
+use rustix::io::Errno;
 
 use super::{Damage, Outcome, Report, Subject, files, objects};
 use crate::digest::{DiffId, ImageId, ObjectId};
@@ -49,6 +56,9 @@ impl Store {
     }
 }
 
+/// Something that is only a place: it need not be readable.
+const PLACE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+
 struct Repair<'s> {
     store: &'s Store,
     /// Where things are moved to.
@@ -66,23 +76,66 @@ fn outcome(result: Result<(), impl ToString>, how: &str) -> Outcome {
 impl Repair<'_> {
     fn mode(&self, path: &Path) -> Outcome {
         let repair = || -> io::Result<()> {
-            let owner = fs::metadata(self.store.root().join(superblock::FILE))?;
-            let meta = fs::symlink_metadata(path)?;
-            if meta.uid() != owner.uid() {
-                std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid()))?;
+            let owner = fs::symlink_metadata(self.store.root().join(superblock::FILE))?;
+            let (dir, name) = self.open_parent(path)?;
+            let file = openat(&dir, name, OFlags::NOFOLLOW | PLACE, Mode::empty())?;
+            let found = fs::File::from(file);
+            let meta = found.metadata()?;
+            if !meta.is_file() {
+                return Err(io::Error::other("it is no file any more"));
             }
-            fs::set_permissions(path, fs::Permissions::from_mode(files::MODE))
+            if meta.uid() != owner.uid() {
+                let (uid, gid) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+                chownat(&found, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+            }
+            // This one file, whatever has its name by now.
+            let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
+            fs::set_permissions(itself, fs::Permissions::from_mode(files::MODE))
         };
         outcome(repair(), "permissions and owner were set")
+    }
+
+    /// Opens the directory that something in the store is in.
+    fn open_parent<'p>(&self, path: &'p Path) -> io::Result<(OwnedFd, &'p OsStr)> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        Ok((self.open_dir(parent, false)?, name))
+    }
+
+    /// Opens a directory in the store, or makes it first. A symbolic link on the way is refused: whoever
+    /// repairs may be root, and who can write to the store another user.
+    fn open_dir(&self, path: &Path, make: bool) -> io::Result<OwnedFd> {
+        let root = self.store.root();
+        let relative = path.strip_prefix(root).map_err(io::Error::other)?;
+        let mut dir = openat(CWD, root, OFlags::DIRECTORY | PLACE, Mode::empty())?;
+        for part in relative {
+            match if make {
+                mkdirat(&dir, part, Mode::from_raw_mode(0o777))
+            } else {
+                Ok(())
+            } {
+                Err(Errno::EXIST) => {}
+                result => result?,
+            }
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | PLACE;
+            dir = openat(&dir, part, flags, Mode::empty()).map_err(|errno| match errno {
+                Errno::NOTDIR => io::Error::other(format!("{part:?} in {path:?} is no directory")),
+                errno => errno.into(),
+            })?;
+        }
+        Ok(dir)
     }
 
     /// What is neither contents nor permissions.
     fn other(&mut self, damage: &Damage) -> Outcome {
         match &damage.subject {
-            Subject::Merged => outcome(
-                fs::remove_file(&damage.path),
-                "removed: it is made again when needed",
-            ),
+            Subject::Merged => {
+                let removed = self.open_parent(&damage.path);
+                let removed =
+                    removed.and_then(|(dir, name)| Ok(unlinkat(dir, name, AtFlags::empty())?));
+                outcome(removed, "removed: it is made again when needed")
+            }
             Subject::Stray | Subject::Blob(_) | Subject::Name(_) => {
                 self.quarantine(&damage.path, None)
             }
@@ -240,10 +293,12 @@ impl Repair<'_> {
             }
             let relative = path.strip_prefix(self.store.root()).unwrap_or(path);
             let to = self.bin.join(relative);
-            if let Some(parent) = to.parent() {
-                fs::create_dir_all(parent).map_err(StoreError::io("create", parent))?;
-            }
-            fs::rename(path, &to).map_err(StoreError::io("move", path))?;
+            let rename = || -> io::Result<()> {
+                let (from, name) = self.open_parent(path)?;
+                let bin = self.open_dir(to.parent().unwrap_or(&self.bin), true)?;
+                Ok(renameat(from, name, bin, name)?)
+            };
+            rename().map_err(StoreError::io("move", path))?;
             path.parent().map_or(Ok(()), sync_dir)?;
             Ok(to)
         };

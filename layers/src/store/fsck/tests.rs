@@ -1,4 +1,5 @@
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -152,4 +153,23 @@ fn an_object_that_an_import_relies_on_is_not_moved_away() {
     assert!(path.exists());
     let text = format!("{:?}", report.damage[0].outcome);
     assert!(text.contains("import that runs now"), "{text}");
+}
+
+#[test]
+fn a_lease_that_is_being_written_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store_with_image(dir.path());
+    let path = store.root().join("leases/new");
+    let writing = store.lock_shared().unwrap();
+    let mut lease = File::create(&path).unwrap();
+    lease.lock().unwrap();
+    std::thread::scope(|scope| {
+        let checking = scope.spawn(|| store.fsck(&FsckOptions::default()).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let pins = serde_json::json!({"holder": "a test", "image": null, "layers": []});
+        lease.write_all(pins.to_string().as_bytes()).unwrap();
+        drop(writing);
+        let report = checking.join().unwrap();
+        assert!(!report.is_damaged(), "{:#?}", report.damage);
+    });
 }

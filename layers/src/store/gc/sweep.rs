@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::Errno;
@@ -16,8 +17,13 @@ use crate::store::staging::Staging;
 use crate::store::{Store, StoreError, objects};
 use crate::tar::layer_objects;
 
-/// Objects that are removed under one lock: a few milliseconds.
+/// Objects that are removed under one lock at most.
 const BATCH: usize = 512;
+/// How long objects are removed under one lock.
+const HOLD: Duration = Duration::from_millis(5);
+/// How long others get the lock in between: whoever waits is only woken when it is given up, and would
+/// find it taken again.
+const PAUSE: Duration = Duration::from_millis(1);
 /// From this size on, in bytes, an object is renamed first and deleted without the lock.
 const LARGE: u64 = 1 << 20;
 
@@ -99,14 +105,14 @@ pub(in crate::store) fn disk_usage(path: &Path) -> Result<u64, StoreError> {
 
 /// The objects that layers need.
 #[derive(Default)]
-struct Marks {
+pub(super) struct Marks {
     layers: HashSet<DiffId>,
     objects: HashSet<ObjectId>,
 }
 
 impl Marks {
     /// Adds those of the layers that have come since the last time, but for `left_out`.
-    fn refresh(&mut self, store: &Store, left_out: &[DiffId]) -> Result<(), StoreError> {
+    pub fn refresh(&mut self, store: &Store, left_out: &[DiffId]) -> Result<(), StoreError> {
         for id in store.layers()? {
             if left_out.contains(&id) || !self.layers.insert(id) {
                 continue;
@@ -123,6 +129,11 @@ impl Marks {
             }
         }
         Ok(())
+    }
+
+    /// Whether one of the layers needs an object.
+    pub fn need(&self, id: &ObjectId) -> bool {
+        self.objects.contains(id)
     }
 }
 
@@ -155,13 +166,16 @@ impl Store {
         }));
     }
 
-    /// The objects that no layer but `left_out` needs.
-    pub(super) fn objects_not_in(&self, left_out: &[DiffId]) -> Result<Vec<Candidate>, StoreError> {
-        let mut marks = Marks::default();
+    /// The objects that no layer but `left_out` needs. Those that layers need are left in `marks`.
+    pub(super) fn objects_not_in(
+        &self,
+        left_out: &[DiffId],
+        marks: &mut Marks,
+    ) -> Result<Vec<Candidate>, StoreError> {
         marks.refresh(self, left_out)?;
         let mut candidates = Vec::new();
         self.for_each_object(|id, entry| {
-            if marks.objects.contains(&id) {
+            if marks.need(&id) {
                 return Ok(());
             }
             let meta = match entry.metadata() {
@@ -192,19 +206,31 @@ impl Store {
         if !candidates.is_empty() {
             marks.refresh(self, &[])?;
         }
-        for batch in candidates.chunks(BATCH) {
+        let mut left = candidates;
+        while !left.is_empty() {
             {
                 let lock = self.lock_exclusive()?;
                 marks.refresh(self, &[])?;
                 let needs = self.needs(&lock)?;
-                for candidate in batch {
+                let until = Instant::now() + HOLD;
+                for number in 0..BATCH {
+                    let Some((candidate, rest)) = left.split_first() else {
+                        break;
+                    };
+                    if number > 0 && Instant::now() > until {
+                        break;
+                    }
+                    left = rest;
                     let id = &candidate.id;
-                    if !marks.objects.contains(id) && !needs.contains(id) {
+                    if !marks.need(id) && !needs.contains(id) {
                         self.remove_object(candidate, trash, swept)?;
                     }
                 }
             }
             trash.empty()?;
+            if !left.is_empty() {
+                std::thread::sleep(PAUSE);
+            }
         }
         Ok(())
     }

@@ -1,9 +1,11 @@
 use std::fs;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::digest::{Digest, ObjectId};
-use crate::store::{Access, ImageSpec, Transaction};
+use crate::store::{Access, ImageSpec, Pins, Transaction};
 use crate::tar::{
     EntryKind, EntryMeta, ImportOptions, LayerWriter, export_layer, import_layer, stage_layer,
 };
@@ -252,4 +254,88 @@ fn several_collections_at_once_remove_everything_once() {
         fs::read_dir(store.root().join("staging")).unwrap().count(),
         0
     );
+}
+
+#[test]
+fn who_waits_for_the_lock_gets_it_between_two_batches() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let total = 8_000_u32;
+    for number in 0..total {
+        let path = store.object_path(&ObjectId(Digest::of(&number.to_le_bytes())));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "x").unwrap();
+    }
+    let left = || {
+        let mut left = 0;
+        store
+            .for_each_object(|_, _| {
+                left += 1;
+                Ok(())
+            })
+            .unwrap();
+        left
+    };
+    std::thread::scope(|scope| {
+        let collecting = scope.spawn(|| collect(&store));
+        while left() == total {}
+        drop(store.lock_shared().unwrap());
+        assert!(left() > 0, "it was woken when everything was gone");
+        assert_eq!(collecting.join().unwrap().objects, u64::from(total));
+    });
+}
+
+/// What others take away at the same moment is no error.
+#[test]
+fn lost_races_are_no_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let adding = open(dir.path());
+    let layers = [import(&adding, &[1]), import(&adding, &[2])];
+    let path = adding.merged_path(&ChainId::of(&layers).unwrap());
+    let end = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !end.load(Ordering::Relaxed) {
+                let _ = fs::remove_file(&path);
+            }
+        });
+        scope.spawn(|| {
+            let pins = Pins {
+                holder: "a test".into(),
+                image: None,
+                layers: layers.to_vec(),
+                blobs: Vec::new(),
+            };
+            let store = open(dir.path());
+            while !end.load(Ordering::Relaxed) {
+                drop(store.lease(&pins).unwrap());
+            }
+        });
+        let used = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            for round in 0..500 {
+                adding.merged_index(&layers).unwrap();
+                adding.clear_stale_leases().unwrap();
+                if round % 10 == 0 {
+                    untag_at_once(&adding, &layers);
+                }
+            }
+        }));
+        end.store(true, Ordering::Relaxed);
+        used.unwrap();
+    });
+}
+
+/// Of two who take a name away, one finds it gone.
+fn untag_at_once(store: &Store, layers: &[DiffId]) {
+    store.tag("name", layers, &ImageSpec::default()).unwrap();
+    let untag = || match store.untag("name") {
+        Ok(_) => 1,
+        Err(StoreError::NotFound(_)) => 0,
+        Err(error) => panic!("{error}"),
+    };
+    let sum = std::thread::scope(|scope| {
+        let other = scope.spawn(untag);
+        untag() + other.join().unwrap()
+    });
+    assert_eq!(sum, 1);
 }
