@@ -203,12 +203,10 @@ impl Bases<'_> {
 
     /// By its name, without what docker leaves out of names, or by its digest.
     fn local(&self, name: &str, reference: Option<&Reference>) -> BuildResult<Option<Image>> {
-        let digest = reference.and_then(Reference::digest);
-        let names = [
-            digest.map(ToString::to_string),
-            digest.is_none().then(|| name.to_owned()),
-            digest.map_or_else(|| reference.and_then(Reference::name), |_| None),
-        ];
+        let names = match reference.and_then(Reference::digest) {
+            Some(digest) => [Some(digest.to_string()), None],
+            None => [Some(name.to_owned()), reference.and_then(Reference::name)],
+        };
         for name in names.into_iter().flatten() {
             match self.store.resolve(&name) {
                 Err(StoreError::NotFound(_)) => {}
