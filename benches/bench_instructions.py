@@ -2,6 +2,7 @@
 """Instructions, allocations and system calls of single operations, counted by callgrind: benches/instructions.rs.
 
     benches/bench_instructions.py           prints them as a table
+    benches/bench_instructions.py build     builds the program that is counted, and no more
     benches/bench_instructions.py check     compares them with instructions.json
     benches/bench_instructions.py update    writes them into instructions.json
 
@@ -26,6 +27,15 @@ FUNCTION = ("*counted_by_callgrind*", "instructions::counted_by_callgrind*", "*:
 CLOCK = 2
 # How many instructions more, or fewer, are let pass.
 TOLERANCE = 0.05
+# How our own crates are built. One unit of code, so that a change in one place moves no border between units, and
+# what is inlined, in another.
+PROFILE = {
+    "OPT_LEVEL": "3",
+    "CODEGEN_UNITS": "1",
+    "DEBUG_ASSERTIONS": "false",
+    "OVERFLOW_CHECKS": "false",
+    "INCREMENTAL": "false",
+}
 COLUMNS = ("instructions", "allocations", "system calls")
 # These may need nothing but instructions.
 FREE = (
@@ -49,10 +59,16 @@ def circumstances():
     return f"{version}, {os.confstr('CS_GNU_LIBC_VERSION')}, {os.uname().machine} {avx2} AVX2"
 
 
+def build():
+    """Code as good as a release's, on what tests are built on, which the tests' build has made."""
+    command = ["cargo", "build", "--quiet", "--locked", "--example", "instructions"]
+    profile = {f"CARGO_PROFILE_DEV_{name}": value for name, value in PROFILE.items()}
+    subprocess.run(command, cwd=TOP, env=os.environ | profile, check=True)
+
+
 def measure():
     """Each case with its counts for one operation."""
-    command = ["cargo", "build", "--quiet", "--locked", "--profile", "instructions", "--example", "instructions"]
-    subprocess.run(command, cwd=TOP, check=True)
+    build()
     # The same filesystem everywhere: what it cannot do costs system calls.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="lamina-instructions.", dir=memory) as place:
@@ -61,7 +77,7 @@ def measure():
         options = ("toggle-collect", "dump-after", "zero-before")
         callgrind += [f"--{option}={pattern}" for option, pattern in zip(options, FUNCTION)]
         callgrind += ["--collect-systime=yes"]
-        program = os.path.join(TARGET, "instructions/examples/instructions")
+        program = os.path.join(TARGET, "debug/examples/instructions")
         environment = os.environ | {"TMPDIR": place}
         said = subprocess.run([*callgrind, program], env=environment, stdout=subprocess.PIPE, text=True, check=True)
         cases = [line.split("\t") for line in said.stdout.splitlines()]
@@ -152,8 +168,10 @@ def run(_arena):
 
 def main():
     wanted = sys.argv[1:]
-    if wanted not in ([], ["check"], ["update"]):
-        sys.exit("usage: benches/bench_instructions.py [check|update]")
+    if wanted not in ([], ["build"], ["check"], ["update"]):
+        sys.exit("usage: benches/bench_instructions.py [build|check|update]")
+    if wanted == ["build"]:
+        return build()
     counts = measure()
     if wanted == ["update"]:
         update(counts)

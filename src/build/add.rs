@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use lamina_layers::digest::DiffId;
+use lamina_layers::digest::{DiffId, Digest};
 use lamina_layers::store::{Store, Transaction};
 use lamina_layers::tar::{ImportOptions, is_archive, stage_layer};
 
@@ -14,6 +14,7 @@ use super::flags::Flags;
 use super::image::short;
 use super::layer;
 use super::pattern::is_pattern;
+use super::remote::{Remote, is_remote};
 use super::source::{Holds, Image, Node, Objects, Tree};
 use super::stage::{Stage, hold, nop};
 use super::words::Expander;
@@ -28,6 +29,8 @@ enum Item<'a> {
     Archive(Tree<'a>, Node),
     /// A file of the Containerfile.
     Document(String, String),
+    /// A file from the network.
+    Remote(Remote),
 }
 
 impl<'a> Builder<'a> {
@@ -49,6 +52,14 @@ impl<'a> Builder<'a> {
             .take("chmod")?
             .map(|text| expander.word(&text))
             .transpose()?;
+        let checksum = if is_add {
+            flags.take("checksum")?
+        } else {
+            None
+        };
+        let checksum = checksum
+            .map(|text| parse_checksum(&expander.word(&text)?))
+            .transpose()?;
         // What is copied is always a layer of its own.
         flags.take_switch("link");
         flags.end()?;
@@ -65,7 +76,24 @@ impl<'a> Builder<'a> {
         let tree = self.tree(from.as_deref())?;
         let mut items = Vec::new();
         let mut nothing = None;
+        let checksum = checksum.as_ref();
+        if checksum.is_some() && copy.sources.len() != 1 {
+            return Err(Problem::Syntax("--checksum is of one source".into()).into());
+        }
         for source in &copy.sources {
+            if let CopySource::Path(path) = source
+                && is_add
+            {
+                let url = expander.word(path)?;
+                if is_remote(&url) {
+                    let remote = self.download(&txn, &url, checksum)?;
+                    items.push(Item::Remote(remote));
+                    continue;
+                }
+            }
+            if checksum.is_some() {
+                return Err(Problem::Syntax("--checksum is of a URL".into()).into());
+            }
             let missing = self.find(&txn, tree.as_ref(), source, is_add, expander, &mut items)?;
             nothing = nothing.or(missing);
         }
@@ -84,6 +112,12 @@ impl<'a> Builder<'a> {
                         copier.unpack(tree, node, &dest, &unpacked)?;
                     }
                     (Item::Document(name, text), _) => copier.document(name, text, &dest)?,
+                    (Item::Remote(remote), _) => {
+                        if dest.is_dir && remote.name.is_empty() {
+                            return Err(Problem::NoName(remote.url.clone()).into());
+                        }
+                        copier.file(&remote.name, remote.contents()?, &dest)?;
+                    }
                     (Item::Node(_), None) => {}
                 }
             }
@@ -169,13 +203,6 @@ impl<'a> Builder<'a> {
             }
             CopySource::Path(path) => expander.word(path)?,
         };
-        if is_add && (path.contains("://") || path.starts_with("git@")) {
-            return Err(Problem::Unsupported {
-                what: format!("ADD of the URL '{path}'"),
-                hint: "fetch it into the build context, or in a RUN".into(),
-            }
-            .into());
-        }
         let tree = tree.ok_or_else(|| Problem::NoSource {
             path: path.clone(),
             place: "a build without a context".into(),
@@ -231,6 +258,15 @@ fn reader<'n>(tree: &'n Tree<'_>, node: &'n Node) -> BuildResult<Box<dyn Read + 
         Holds::File(_, data) => Ok(data),
         _ => Ok(Box::new(std::io::empty())),
     }
+}
+
+fn parse_checksum(text: &str) -> BuildResult<Digest> {
+    let wrong = |_| Problem::FlagValue {
+        flag: "checksum".into(),
+        value: text.to_owned(),
+        hint: "give a digest, as in sha256:0123… with 64 digits".into(),
+    };
+    text.parse().map_err(wrong).map_err(BuildError::new)
 }
 
 /// Permissions in octal.

@@ -31,7 +31,7 @@ pub struct Dest {
     /// The path without symbolic links.
     names: Names,
     /// Whether it is a directory, or will be.
-    is_dir: bool,
+    pub is_dir: bool,
 }
 
 impl Dest {
@@ -145,11 +145,6 @@ impl<'a> Copier<'a> {
     /// # Errors
     /// When writing fails.
     pub fn document(&mut self, name: &str, text: &str, dest: &Dest) -> BuildResult<()> {
-        let mut names = dest.names.clone();
-        if dest.is_dir {
-            names.push(name.as_bytes().to_vec());
-        }
-        self.make_parents(&names)?;
         let contents = Contents {
             mode: 0o644,
             owner: (0, 0),
@@ -158,6 +153,19 @@ impl<'a> Copier<'a> {
             identity: None,
             data: Holds::File(text.len() as u64, Box::new(text.as_bytes())),
         };
+        self.file(name, contents, dest)
+    }
+
+    /// Writes a file that is in no tree, `name` being what it is called in a directory.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn file(&mut self, name: &str, contents: Contents<'_>, dest: &Dest) -> BuildResult<()> {
+        let mut names = dest.names.clone();
+        if dest.is_dir {
+            names.push(name.as_bytes().to_vec());
+        }
+        self.make_parents(&names)?;
         self.add(contents, &names, &mut Links::new())
     }
 

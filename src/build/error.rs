@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use lamina_layers::digest::Digest;
+
 use super::words::WordError;
 
 /// Why an image cannot be built.
@@ -152,6 +154,24 @@ pub enum Problem {
         /// What may be the reason.
         hint: String,
     },
+    /// A source of ADD cannot be downloaded.
+    #[error(transparent)]
+    Download(#[from] lamina_layers::oci::registry::RegistryError),
+    /// What was downloaded is something else than was expected.
+    #[error(
+        "{url} is something else than --checksum says: its digest is {found} instead of {wanted}"
+    )]
+    Checksum {
+        /// Where it is.
+        url: String,
+        /// The digest that it should have.
+        wanted: Digest,
+        /// The digest that it has.
+        found: Digest,
+    },
+    /// Nothing says what a file is to be called.
+    #[error("{0} has no file name: name the file that it is to be, instead of a directory")]
+    NoName(String),
     /// Several sources are copied to something that is no directory.
     #[error("'{0}' must end with '/' when several things are copied there")]
     SeveralSources(String),

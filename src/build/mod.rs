@@ -10,6 +10,7 @@ use std::fs::File;
 use std::time::SystemTime;
 
 use lamina_layers::oci::Platform;
+use lamina_layers::oci::registry::{Downloaded, RegistryError};
 use lamina_layers::store::{Image, Store};
 
 mod add;
@@ -25,6 +26,7 @@ mod layer;
 mod mounts;
 mod pattern;
 pub mod plan;
+mod remote;
 mod root;
 mod run;
 mod source;
@@ -77,6 +79,8 @@ pub struct Surroundings<'a> {
     pub output: &'a File,
     /// An image by its name, pulled if need be, for a platform if that matters.
     pub find_image: &'a dyn Fn(&str, Option<&Platform>) -> BuildResult<Image>,
+    /// Downloads what is at an address.
+    pub download: &'a dyn Fn(&str, &mut File) -> Result<Downloaded, RegistryError>,
     /// What signals do.
     pub interrupts: &'a Interrupts,
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use lamina_layers::oci::registry::Reference;
+use lamina_layers::oci::registry::{self, Reference};
 use lamina_layers::oci::{IngestOptions, ParsePlatformError, Platform};
 use lamina_layers::store::{Image, Store, StoreError, check_name};
 
@@ -135,11 +135,14 @@ pub fn run(context: &Context, args: &BuildArgs) -> anyhow::Result<()> {
         };
         bases.find(name, platform)
     };
+    let download =
+        |url: &str, into: &mut File| registry::download(url, &args.registry.options(), into);
     let around = Surroundings {
         store: &store,
         say: &say,
         output: &output,
         find_image: &find_image,
+        download: &download,
         interrupts: &interrupts,
     };
     let image = match build::build(&text, &options, &around) {

@@ -17,6 +17,7 @@ mod media;
 mod packing;
 mod parallel;
 mod platform;
+#[cfg(feature = "registry")]
 pub mod registry;
 mod save;
 mod verify;

@@ -67,6 +67,7 @@ pub use layers::LayerInfo;
 pub(crate) use layers::{INDEX, TARSPLIT};
 pub use lease::{Lease, Pins};
 pub use refs::check_name;
+#[cfg(feature = "registry")]
 pub(crate) use refs::{check_path, check_tag, familiar};
 pub use source::Source;
 pub use staging::{Staging, lock_dir};

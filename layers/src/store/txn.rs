@@ -119,6 +119,15 @@ impl<'s> Transaction<'s> {
         self.store
     }
 
+    /// A file for what does not stay, where there is room for what does.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn scratch(&self) -> Result<File, StoreError> {
+        let dir = self.staging.path();
+        tempfile::tempfile_in(dir).map_err(StoreError::io("create a file in", dir))
+    }
+
     /// Adds an object of `size` bytes, unless it is there: `pieces` are its contents where they are
     /// not holes, with their offsets.
     pub(crate) fn put_object<'p>(

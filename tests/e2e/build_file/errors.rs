@@ -92,10 +92,6 @@ const FAILURES: &[(&str, &[&str])] = &[
         &[":2:", "no option --nothing"],
     ),
     (
-        "FROM base\nADD https://example.com/x /x\n",
-        &[":2:", "ADD of the URL 'https://example.com/x' cannot"],
-    ),
-    (
         "FROM nobody\n",
         &[
             ":1: FROM nobody:",

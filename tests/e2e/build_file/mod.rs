@@ -2,6 +2,7 @@
 
 mod base;
 mod caching;
+mod downloads;
 mod ending;
 mod errors;
 mod like_buildah;

@@ -285,11 +285,7 @@ fn names_and_options_that_cannot_be() {
             1,
             "/nowhere",
         ),
-        (
-            &["pull", "127.0.0.1:1/a"],
-            1,
-            "cannot reach the registry 127.0.0.1:1: ",
-        ),
+        (&["pull", "127.0.0.1:1/a"], 1, "cannot reach 127.0.0.1:1: "),
         (&["pull", "nowhere.invalid/a"], 1, "nowhere.invalid"),
     ] {
         let said = lamina.fails(status, arguments);

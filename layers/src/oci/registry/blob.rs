@@ -145,7 +145,7 @@ impl<'r> BlobReader<'r> {
             what: self.what.clone(),
             times: self.tries.made(),
             position: self.position,
-            size: self.size,
+            size: Some(self.size),
             source,
         })
     }
@@ -188,7 +188,8 @@ impl Read for BlobReader<'_> {
     }
 }
 
-fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+/// A number that a header says.
+pub(super) fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 

@@ -20,7 +20,7 @@ pub enum RegistryError {
         problem: String,
     },
     /// No connection, or it broke too often.
-    #[error("cannot reach the registry {registry}: {source}{hint}")]
+    #[error("cannot reach {registry}: {source}{hint}")]
     Unreachable {
         /// The registry.
         registry: String,
@@ -31,7 +31,8 @@ pub enum RegistryError {
     },
     /// The connections on which a blob comes always break.
     #[error(
-        "{what}: {registry} broke off {times} times in a row, the last time after {position} of {size} bytes: {source}"
+        "{what}: {registry} broke off {times} times in a row, the last time after {position}{} bytes: {source}",
+        of(*.size)
     )]
     Broken {
         /// The registry.
@@ -42,8 +43,8 @@ pub enum RegistryError {
         times: u32,
         /// How far it got, in bytes.
         position: u64,
-        /// The length, in bytes.
-        size: u64,
+        /// The length, in bytes, if it is known.
+        size: Option<u64>,
         /// Why, the last time.
         source: io::Error,
     },
@@ -230,6 +231,14 @@ pub enum RegistryError {
         /// Why not.
         source: SourceError,
     },
+    /// What came cannot be written.
+    #[error("cannot write what comes from {what}: {source}")]
+    Keep {
+        /// Where it comes from.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
     /// The image does not get into the store.
     #[error(transparent)]
     Ingest(#[from] IngestError),
@@ -268,6 +277,10 @@ fn said(message: &str) -> String {
     } else {
         format!(": {message}")
     }
+}
+
+fn of(size: Option<u64>) -> String {
+    size.map_or_else(String::new, |size| format!(" of {size}"))
 }
 
 fn later(wait: Option<u64>) -> String {
