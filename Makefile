@@ -46,6 +46,7 @@ fmt:
 
 install: all
 	install -D -m 755 $(RELEASE) $(BINDIR)/lamina
+	ln -sf lamina $(BINDIR)/lamina-overlay
 	mkdir -p $(SHARE)/man/man1
 	$(RELEASE) gen-man $(SHARE)/man/man1
 	mkdir -p $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
@@ -54,7 +55,7 @@ install: all
 	$(RELEASE) completions fish > $(SHARE)/fish/vendor_completions.d/lamina.fish
 
 uninstall:
-	rm -f $(BINDIR)/lamina $(SHARE)/man/man1/lamina.1 $(SHARE)/man/man1/lamina-*.1
+	rm -f $(BINDIR)/lamina $(BINDIR)/lamina-overlay $(SHARE)/man/man1/lamina.1 $(SHARE)/man/man1/lamina-*.1
 	rm -f $(SHARE)/bash-completion/completions/lamina $(SHARE)/zsh/site-functions/_lamina
 	rm -f $(SHARE)/fish/vendor_completions.d/lamina.fish
 

@@ -12,6 +12,7 @@ pub mod error;
 pub mod fdcache;
 pub mod fuse;
 pub mod gate;
+pub mod ids;
 pub mod lower;
 pub mod mount;
 pub mod runtime;

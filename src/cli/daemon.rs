@@ -6,6 +6,7 @@
 //! all three standard streams, so that whoever waits for their end goes on. Until then its standard
 //! error is that of the first process, so an error is told in the same words.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -33,8 +34,13 @@ pub fn start() -> anyhow::Result<()> {
     if let Err(errno) = crate::sys::process::close_all_on_exec() {
         tracing::warn!("the daemon keeps open what its caller has open: close_range: {errno}");
     }
+    // By the name that this program was called by, which says what its arguments mean.
+    let called = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&called)
+        .file_name()
+        .unwrap_or(OsStr::new("lamina"));
     let mut daemon = Command::new("/proc/self/exe")
-        .arg0("lamina")
+        .arg0(name)
         .args(std::env::args_os().skip(1))
         .env(MARK, "1")
         .stdin(Stdio::null())

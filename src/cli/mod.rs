@@ -25,6 +25,7 @@ mod login;
 mod mount;
 mod named;
 mod out;
+mod overlay;
 mod progress;
 mod ps;
 mod pull;
@@ -90,6 +91,17 @@ struct Cli {
     command: Command,
 }
 
+impl Cli {
+    /// A command that is given in another way, with what the environment says.
+    fn of_command(command: Command) -> Self {
+        Self {
+            store: std::env::var_os("LAMINA_STORE").map(PathBuf::from),
+            log: std::env::var("LAMINA_LOG").unwrap_or_else(|_| "warn".to_owned()),
+            command,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Build, export, list and remove layers
@@ -100,6 +112,8 @@ enum Command {
     Image(image::ImageCommand),
     /// Mount an image or directories, with a writable upper directory
     Mount(mount::MountArgs),
+    /// Mount directories over each other for podman, buildah and containerd, as fuse-overlayfs does
+    Overlay(overlay::OverlayArgs),
     /// Unmount
     Umount(umount::UmountArgs),
     /// List live mounts
@@ -167,7 +181,10 @@ struct Status(u8);
 pub fn main() -> ExitCode {
     // First of all: it works only in a process with one thread.
     let entered = crate::runtime::rootless::enter().context("cannot enter the user namespace");
-    let cli = Cli::parse();
+    let cli = match overlay::called_by_name() {
+        Some(args) => Cli::of_command(Command::Overlay(args)),
+        None => Cli::parse(),
+    };
     match entered.and_then(|()| run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         // Nobody misses what could not be printed.
@@ -214,6 +231,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Layer(command) => layer::run(&context, command),
         Command::Image(command) => image::run(&context, command),
         Command::Mount(args) => mount::run(&context, &args),
+        Command::Overlay(args) => overlay::run(&context, &args),
         Command::Umount(args) => umount::run(&context, &args),
         Command::Ps(args) => ps::run(&context, &args),
         Command::Stats(args) => stats::run(&context, &args),

@@ -13,12 +13,12 @@ use rustix::thread::CapabilitySet;
 use super::named::{self, Named};
 use super::serve::{Mounting, serve};
 use super::{Context, Usage, daemon, real_path};
-use crate::fuse::{IoMode, ServeOptions, Transport};
+use crate::fuse::{IoMode, ServeOptions, Transport, View};
 use crate::mount::options::MountOptions;
 use crate::mount::{check_apart, check_target};
 use crate::sys;
 use crate::union::{Config, ImageLower};
-use crate::upper::UpperDirs;
+use crate::upper::{UpperDirs, UpperOptions};
 
 /// Arguments of `lamina mount`.
 #[derive(Debug, Args)]
@@ -100,7 +100,7 @@ pub struct MountArgs {
 
 /// How contents are read and written.
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum Io {
+pub(super) enum Io {
     /// What is best here
     #[default]
     Auto,
@@ -112,7 +112,7 @@ enum Io {
 
 /// How requests come from the kernel.
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum Way {
+pub(super) enum Way {
     /// By `io_uring` if the kernel offers it
     #[default]
     Auto,
@@ -133,7 +133,7 @@ impl From<Way> for Transport {
 }
 
 impl Io {
-    fn mode(self) -> anyhow::Result<IoMode> {
+    pub(super) fn mode(self) -> anyhow::Result<IoMode> {
         match self {
             Self::Auto | Self::Cached => Ok(IoMode::Cached),
             Self::Passthrough if can_pass_through() => Ok(IoMode::Passthrough),
@@ -217,7 +217,10 @@ impl MountArgs {
         let read_only = options.flags.contains(MountFlags::RDONLY);
         let keeps_changes = self.upper.is_none() && !read_only;
         let mut config = Config {
-            volatile: self.volatile,
+            upper_options: UpperOptions {
+                volatile: self.volatile,
+                ..UpperOptions::default()
+            },
             metacopy: self.metacopy,
             ..Config::default()
         };
@@ -274,6 +277,7 @@ impl MountArgs {
                 threads: self.threads.map(usize::from),
                 io: self.io.mode()?,
                 transport: self.transport.into(),
+                view: View::default(),
             },
             throw_away: self.rm,
         })

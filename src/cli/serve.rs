@@ -13,11 +13,12 @@ use anyhow::Context as _;
 use lamina_layers::store::Lease;
 use parking_lot::Mutex;
 use rustix::process::Signal;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::daemon::{self, Streams};
 use super::named::Named;
+use super::stats;
 use crate::fuse::{self, ServeOptions};
 use crate::mount::control::Control;
 use crate::mount::options::MountOptions;
@@ -90,7 +91,7 @@ pub fn serve(mounting: Mounting) -> anyhow::Result<()> {
         None
     };
     // From here on they wait until there is someone to deal with them.
-    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
     let lock = record::lock_mounting().context("cannot record mounts")?;
     check_target(&mounting.target)?;
     let (device, attached) = attach(&mounting.target, &mounting.options)?;
@@ -181,6 +182,10 @@ fn obey(mut signals: Signals, attached: Attached, parts: SharedParts) -> std::io
             if signal == SIGHUP && daemon::is_daemon() {
                 continue;
             }
+            if signal == SIGUSR1 {
+                tell_statistics(&parts);
+                continue;
+            }
             tracing::info!("signal {signal}: unmounting {}", attached.target.display());
             match attached.detach() {
                 // Serving ends when the last user of the mount does.
@@ -191,6 +196,17 @@ fn obey(mut signals: Signals, attached: Attached, parts: SharedParts) -> std::io
         }
     })?;
     Ok(())
+}
+
+/// Says on standard error, or in the log, what was counted so far.
+fn tell_statistics(parts: &SharedParts) {
+    let union = parts.lock().as_ref().map(|parts| Arc::clone(&parts.union));
+    if let Some(union) = union {
+        let text = stats::as_text(&union.stats.snapshot());
+        let text = format!("{text}{} objects with state\n", union.node_count());
+        // Who does not hear it did not ask.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+    }
 }
 
 /// Ends a process whose mount is detached but still in use: it was told a second time to end.

@@ -51,15 +51,20 @@ pub fn run(context: &Context, args: &StatsArgs) -> anyhow::Result<()> {
     if args.prometheus {
         return out::print(as_prometheus(&record, &snapshot));
     }
+    out::print(as_text(&snapshot))
+}
+
+/// What was counted, as a table.
+pub fn as_text(snapshot: &Snapshot) -> String {
     let header = [
         "REQUEST", "COUNT", "ERRORS", "P50", "P90", "P99", "MAX", "TOTAL",
     ];
     let rows: Vec<_> = snapshot.requests.iter().map(cells).collect();
-    table::print(&header, &rows)?;
     let count = |counter| snapshot.counter(counter);
-    out::print(format!(
-        "\nread {}, written {}; {} copy-ups of {}; descriptors: {} found open, {} opened; \
+    format!(
+        "{}\nread {}, written {}; {} copy-ups of {}; descriptors: {} found open, {} opened; \
          {} notifications\n",
+        table::text(&header, &rows),
         table::size(count(Counter::BytesRead)),
         table::size(count(Counter::BytesWritten)),
         count(Counter::CopyUps),
@@ -67,7 +72,7 @@ pub fn run(context: &Context, args: &StatsArgs) -> anyhow::Result<()> {
         count(Counter::DescriptorHits),
         count(Counter::DescriptorMisses),
         count(Counter::Notifications),
-    ))
+    )
 }
 
 fn read(record: &Record) -> anyhow::Result<Snapshot> {

@@ -5,6 +5,11 @@
 /// # Errors
 /// When standard output cannot be written.
 pub fn print(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
+    super::out::print(text(header, rows))
+}
+
+/// Rows under a header.
+pub fn text(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows
             .iter()
@@ -27,7 +32,7 @@ pub fn print(header: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
     for row in rows {
         text += &line(row.iter().map(String::as_str).collect());
     }
-    super::out::print(text)
+    text
 }
 
 /// A size for people: three digits or so, and a unit of powers of 1000.

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, SessionACL};
 
 use super::wire::MAX_REQUEST;
-use super::{IoMode, Transport};
+use super::{IoMode, ServeOptions, Transport};
 use crate::sys::fuse_ring;
 
 /// Says what we want.
 pub struct Greeter {
     mode: IoMode,
     transport: Transport,
+    acl: bool,
     setxattr_ext: Arc<AtomicBool>,
     by_io_uring: Arc<AtomicBool>,
 }
@@ -35,14 +36,15 @@ pub struct Greeted {
 ///
 /// # Errors
 /// When the mount is gone, or the kernel cannot what is asked of it.
-pub fn greet(device: OwnedFd, mode: IoMode, transport: Transport) -> io::Result<Greeted> {
+pub fn greet(device: OwnedFd, options: &ServeOptions) -> io::Result<Greeted> {
     let mut config = Config::default();
     config.acl = SessionACL::All;
     let setxattr_ext = Arc::new(AtomicBool::new(false));
     let by_io_uring = Arc::new(AtomicBool::new(false));
     let greeter = Greeter {
-        mode,
-        transport,
+        mode: options.io,
+        transport: options.transport,
+        acl: !options.view.no_acl,
         setxattr_ext: Arc::clone(&setxattr_ext),
         by_io_uring: Arc::clone(&by_io_uring),
     };
@@ -70,14 +72,14 @@ impl Filesystem for Greeter {
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_DONT_MASK,
-            InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
         let by_mode = match self.mode {
             IoMode::Cached => InitFlags::FUSE_NO_OPEN_SUPPORT,
             IoMode::Passthrough => InitFlags::FUSE_ATOMIC_O_TRUNC,
         };
-        for flag in wanted.into_iter().chain([by_mode]) {
+        let acl = self.acl.then_some(InitFlags::FUSE_POSIX_ACL);
+        for flag in wanted.into_iter().chain([by_mode]).chain(acl) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!("the kernel does not offer {flag:?}");
             }

@@ -10,6 +10,7 @@ use zerocopy::IntoBytes;
 
 use super::abi::{self, fattr, op};
 use super::opens::{Opened, Opens};
+use super::view::View;
 use super::wire::{self, FOREVER, Reply, Request};
 use crate::attr::{Attr, Kind, PERMISSIONS, Time};
 use crate::error::{FsError, FsResult};
@@ -30,20 +31,8 @@ pub struct Handler {
     pub opens: Option<Arc<Opens>>,
     /// Whether SETXATTR has a [`abi::SetxattrExt`].
     pub setxattr_ext: bool,
-}
-
-/// The caller, if a request without a flag for it takes set-id bits away. The kernel asks about
-/// `CAP_FSETID`; the protocol tells only the user.
-fn without_privileges(request: &Request<'_>) -> Option<Caller> {
-    (request.header.uid != 0).then(|| caller(request))
-}
-
-fn caller(request: &Request<'_>) -> Caller {
-    Caller {
-        uid: request.header.uid,
-        gid: request.header.gid,
-        tid: request.header.pid,
-    }
+    /// What users see of it.
+    pub view: View,
 }
 
 fn reply_written(reply: &mut Reply<'_>, count: usize) {
@@ -167,7 +156,7 @@ impl Handler {
                 let attr = self.union.statx(number)?;
                 let out = abi::StatxOut {
                     attr_valid: self.attr_ttl(number).as_secs(),
-                    stat: wire::statx(&attr),
+                    stat: wire::statx(&self.view.attr(&attr)),
                     ..abi::StatxOut::default()
                 };
                 reply.send(out.as_bytes());
@@ -192,7 +181,7 @@ impl Handler {
                 let arg = request.take::<abi::FallocateIn>()?;
                 let mode = FallocateFlags::from_bits_retain(arg.mode);
                 let node = self.node(request.header.nodeid);
-                let without = without_privileges(request);
+                let without = self.without_privileges(request);
                 self.union
                     .fallocate(node, arg.offset, arg.length, mode, without)
             }
@@ -201,6 +190,24 @@ impl Handler {
             // Answered so once, the kernel does FLUSH, ACCESS and OPENDIR alone.
             _ => Err(Errno::NOSYS.into()),
         }
+    }
+
+    /// Who asks.
+    fn caller(&self, request: &Request<'_>) -> Caller {
+        let header = &request.header;
+        let ids = &self.view.ids;
+        Caller {
+            uid: ids.users.stored(header.uid),
+            gid: ids.groups.stored(header.gid),
+            // The thread's other groups are ids that users see.
+            tid: if ids.is_identity() { header.pid } else { 0 },
+        }
+    }
+
+    /// The caller, if a request without a flag for it takes set-id bits away. The kernel asks about
+    /// `CAP_FSETID`; the protocol tells only the user.
+    fn without_privileges(&self, request: &Request<'_>) -> Option<Caller> {
+        (request.header.uid != 0).then(|| self.caller(request))
     }
 
     /// The number of a node id.
@@ -220,6 +227,7 @@ impl Handler {
 
     /// What the kernel is told of an entry that it will know once more.
     fn entry(&self, attr: &Attr) -> abi::EntryOut {
+        let attr = &self.view.attr(attr);
         let opens = self.opens.as_ref();
         match opens.and_then(|opens| opens.aliases.look_up(Number(attr.ino))) {
             Some(alias) => wire::entry(alias, attr, Duration::ZERO),
@@ -236,7 +244,7 @@ impl Handler {
             attr_valid: self.attr_ttl(Number(attr.ino)).as_secs(),
             attr_valid_nsec: 0,
             padding: 0,
-            attr: wire::attr(attr),
+            attr: wire::attr(&self.view.attr(attr)),
         };
         reply.send(out.as_bytes());
     }
@@ -265,6 +273,7 @@ impl Handler {
 
     fn setattr(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
         let arg = request.take::<abi::SetattrIn>()?;
+        let ids = &self.view.ids;
         let given = |bit, value: u32| (arg.valid & bit != 0).then_some(value);
         let time = |bit, now, sec, nsec| match arg.valid & (bit | now) {
             0 => None,
@@ -273,13 +282,13 @@ impl Handler {
         };
         let set = SetAttr {
             mode: given(fattr::MODE, arg.mode).map(|mode| mode & PERMISSIONS),
-            uid: given(fattr::UID, arg.uid),
-            gid: given(fattr::GID, arg.gid),
+            uid: given(fattr::UID, arg.uid).map(|uid| ids.users.stored(uid)),
+            gid: given(fattr::GID, arg.gid).map(|gid| ids.groups.stored(gid)),
             size: (arg.valid & fattr::SIZE != 0).then_some(arg.size),
             atime: time(fattr::ATIME, fattr::ATIME_NOW, arg.atime, arg.atimensec),
             mtime: time(fattr::MTIME, fattr::MTIME_NOW, arg.mtime, arg.mtimensec),
             drops_privileges: arg.valid & fattr::KILL_SUIDGID != 0,
-            caller: caller(request),
+            caller: self.caller(request),
         };
         let change = |number| self.union.setattr(number, &set);
         let id = request.header.nodeid;
@@ -319,7 +328,9 @@ impl Handler {
             target,
         };
         let parent = self.node(request.header.nodeid);
-        let attr = self.union.create(parent, name, &new, caller(request))?;
+        let attr = self
+            .union
+            .create(parent, name, &new, self.caller(request))?;
         self.reply_entry(reply, &attr);
         Ok(())
     }
@@ -337,7 +348,7 @@ impl Handler {
             libc::RENAME_EXCHANGE => RenameMode::Exchange,
             // With NOREPLACE, the kernel has seen that there is nothing to replace.
             flags if flags & !libc::RENAME_NOREPLACE == libc::RENAME_WHITEOUT => {
-                RenameMode::Whiteout(caller(request))
+                RenameMode::Whiteout(self.caller(request))
             }
             _ => return Err(Errno::INVAL.into()),
         };
@@ -354,7 +365,7 @@ impl Handler {
         // It may copy the file up.
         let _inside = changes.then(|| self.union.gate.enter());
         let drops = arg.open_flags & abi::OPEN_KILL_SUIDGID != 0;
-        let without_privileges = drops.then(|| caller(request));
+        let without_privileges = drops.then(|| self.caller(request));
         let opened = opens.open(request.header.nodeid, arg.flags, without_privileges)?;
         reply.send(opened.out().as_bytes());
         Ok(())
@@ -374,7 +385,7 @@ impl Handler {
             rdev: 0,
             target: b"",
         };
-        let (parent, caller) = (self.node(request.header.nodeid), caller(request));
+        let (parent, caller) = (self.node(request.header.nodeid), self.caller(request));
         let attr = if named {
             self.union.create(parent, request.name()?, &new, caller)?
         } else {
@@ -410,7 +421,7 @@ impl Handler {
         let arg = request.take::<abi::WriteIn>()?;
         let data = request.bytes(arg.size)?;
         let drops = arg.write_flags & abi::WRITE_KILL_SUIDGID != 0;
-        let without_privileges = drops.then(|| caller(request));
+        let without_privileges = drops.then(|| self.caller(request));
         let node = self.node(request.header.nodeid);
         let written = self
             .union
@@ -435,7 +446,7 @@ impl Handler {
                 self.union.readdirplus(node, cookie, &mut |item, attr| {
                     let dirent = (item.number.0, item.next.0, item.kind);
                     let ttl = self.attr_ttl(item.number);
-                    let mut entry = wire::entry(item.number.0, attr, ttl);
+                    let mut entry = wire::entry(item.number.0, &self.view.attr(attr), ttl);
                     // One with an alias is looked up again before it is used.
                     entry.entry_valid = ttl.as_secs();
                     if item.number.space() == Number::SPACE_UNKNOWN {
@@ -472,6 +483,10 @@ impl Handler {
 
     /// SETXATTR, GETXATTR, LISTXATTR and REMOVEXATTR.
     fn xattr(&self, request: &mut Request<'_>, reply: &mut Reply<'_>) -> FsResult<()> {
+        if self.view.no_xattrs {
+            // Answered so once, the kernel does not ask again.
+            return Err(Errno::NOSYS.into());
+        }
         let node = self.node(request.header.nodeid);
         match request.header.opcode {
             op::SETXATTR => {
@@ -484,16 +499,18 @@ impl Handler {
                 let (name, value) = (request.name()?, request.bytes(arg.size)?);
                 let flags = XattrFlags::from_bits_retain(arg.flags);
                 let drops_sgid = more & abi::SETXATTR_ACL_KILL_SGID != 0;
-                self.union.setxattr(node, name, value, flags, drops_sgid)
+                let value = self.view.stored_xattr(name, value)?;
+                self.union.setxattr(node, name, &value, flags, drops_sgid)
             }
             op::GETXATTR => {
                 let size = request.take::<abi::GetxattrIn>()?.size;
-                let value = self.union.getxattr(node, request.name()?)?;
-                reply_xattr(reply, size, value.as_ref())
+                let name = request.name()?;
+                let value = self.union.getxattr(node, name)?;
+                reply_xattr(reply, size, &self.view.shown_xattr(name, &value)?)
             }
             op::LISTXATTR => {
                 let size = request.take::<abi::GetxattrIn>()?.size;
-                let names = self.union.listxattr(node, caller(request))?;
+                let names = self.union.listxattr(node, self.caller(request))?;
                 reply_xattr(reply, size, names.as_ref())
             }
             _ => self.union.removexattr(node, request.name()?),
@@ -522,7 +539,7 @@ impl Handler {
         let length = usize::try_from(arg.len).unwrap_or(usize::MAX).min(1 << 30);
         let from = (self.node(request.header.nodeid), arg.off_in);
         let to = (self.node(arg.nodeid_out), arg.off_out);
-        let without_privileges = without_privileges(request);
+        let without_privileges = self.without_privileges(request);
         let copied = self
             .union
             .copy_file_range(from, to, length, without_privileges)?;

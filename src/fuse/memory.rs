@@ -23,6 +23,7 @@ impl InMemory {
             handler: Handler {
                 union: Arc::clone(union),
                 opens: None,
+                view: super::View::default(),
                 setxattr_ext: false,
             },
         }

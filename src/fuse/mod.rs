@@ -25,12 +25,14 @@ mod handler;
 mod memory;
 mod opens;
 mod ring;
+mod view;
 mod wire;
 
 pub use abi::op::name as request_name;
 use handler::Handler;
 pub use memory::InMemory;
 use opens::Opens;
+pub use view::View;
 
 /// How the contents of files are read and written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +58,7 @@ pub enum Transport {
 }
 
 /// How to serve a mount.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ServeOptions {
     /// Number of threads; as many as processors if not given.
     pub threads: Option<usize>,
@@ -64,6 +66,8 @@ pub struct ServeOptions {
     pub io: IoMode,
     /// How requests arrive.
     pub transport: Transport,
+    /// What users see otherwise than it is.
+    pub view: View,
 }
 
 /// Serves a union over an open `/dev/fuse` that is already mounted, until it is unmounted.
@@ -78,7 +82,7 @@ pub fn serve(
     rustix::process::umask(rustix::fs::Mode::empty());
     let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let threads = options.threads.unwrap_or(processors).max(1);
-    let greeted = greeting::greet(device, options.io, options.transport)?;
+    let greeted = greeting::greet(device, options)?;
     let opens = match options.io {
         IoMode::Cached => None,
         IoMode::Passthrough => Some(Arc::new(Opens::new(
@@ -92,6 +96,7 @@ pub fn serve(
         union: Arc::clone(union),
         opens,
         setxattr_ext: greeted.setxattr_ext,
+        view: options.view.clone(),
     };
     let serve = |request: wire::Request<'_>, reply: &mut wire::Reply<'_>| {
         handler.serve(request, reply);

@@ -19,16 +19,13 @@ use crate::error::FsResult;
 use crate::fdcache::FdCache;
 use crate::stats::Stats;
 use crate::sys::{self, SysResult};
-use crate::upper::mark::Namespace;
+use crate::upper::mark::{Dialect, Namespace, WH_OPAQUE, WH_PREFIX};
+use crate::upper::stat::StatMark;
 
 /// Longest piece of a path given to one system call.
 const PIECE: usize = 2048;
-/// Prefix of AUFS's whiteouts, which also OCI archives use.
-const WH_PREFIX: &[u8] = b".wh.";
 /// A file that takes more blocks (of 512 bytes) than this has data of its own.
 const MOST_XATTR_BLOCKS: u64 = 256;
-/// AUFS's mark of an opaque directory.
-const WH_OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// One object of a plain directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +55,7 @@ pub struct DirLayer {
     root: OwnedFd,
     dev: u64,
     space: u16,
-    namespace: Namespace,
+    dialect: Dialect,
     /// Whether there may be whiteouts that are marked files.
     marked_whiteouts: bool,
     dirs: FdCache<Arc<[u8]>>,
@@ -72,18 +69,25 @@ impl DirLayer {
     pub fn open(
         path: &Path,
         space: u16,
-        namespace: Namespace,
+        dialect: Dialect,
         descriptors: (usize, &Arc<Stats>),
     ) -> SysResult<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
         let dev = sys::stat_fd(&root)?.dev;
-        let marked_whiteouts = namespace.has_marked_whiteouts(root.as_fd())?;
+        let dialect = Dialect {
+            stat: dialect
+                .shared
+                .then(|| StatMark::of_layer(root.as_fd()))
+                .flatten(),
+            ..dialect
+        };
+        let marked_whiteouts = dialect.has_marked_whiteouts(root.as_fd())?;
         Ok(Self {
             root,
             dev,
             space,
-            namespace,
+            dialect,
             marked_whiteouts,
             dirs: FdCache::new(descriptors.0 / 2, descriptors.1),
             files: FdCache::new(descriptors.0 / 2, descriptors.1),
@@ -169,14 +173,23 @@ impl DirLayer {
     /// What an upper that became a layer could not say but by a mark: that a device is 0:0, and
     /// owners and modes where an ordinary user made it.
     fn with_marks(&self, fd: BorrowedFd<'_>, attr: Attr) -> SysResult<Attr> {
-        let marked = match self.namespace {
-            Namespace::Trusted => attr.kind() == Kind::Char,
-            Namespace::User => matches!(attr.kind(), Kind::File | Kind::Dir),
+        let is_plain = matches!(attr.kind(), Kind::File | Kind::Dir);
+        let marked = match (self.dialect.stat, self.dialect.namespace) {
+            (Some(StatMark::Security), _) => true,
+            (None, Namespace::Trusted) => attr.kind() == Kind::Char,
+            (_, Namespace::User) | (Some(_), _) => is_plain,
         };
         if !marked {
             return Ok(attr);
         }
-        match self.namespace.node(fd) {
+        if self.dialect.stat.is_some() {
+            return match self.dialect.node(fd) {
+                Ok(mark) => Ok(mark.apply(attr)),
+                Err(Errno::ACCESS | Errno::PERM | Errno::OPNOTSUPP) => Ok(attr),
+                Err(errno) => Err(errno),
+            };
+        }
+        match self.dialect.node(fd) {
             Ok(mark) => Ok(Attr {
                 mode: attr.kind().mode_bits() | mark.apply(attr).mode & PERMISSIONS,
                 ..mark.apply(attr)
@@ -214,8 +227,17 @@ impl DirLayer {
                 layer,
                 object: LowerObject::Dir(object),
             },
-            attr.kind(),
+            self.kind(&dir, name, &attr)?,
         ))
+    }
+
+    /// What an object is. An empty file may stand for what an ordinary user cannot make.
+    fn kind(&self, dir: &OwnedFd, name: &[u8], attr: &Attr) -> SysResult<Kind> {
+        if self.dialect.stat.is_none() || attr.kind() != Kind::File || attr.size != 0 {
+            return Ok(attr.kind());
+        }
+        let fd = sys::open_at(dir, name, sys::O_PATH)?;
+        Ok(self.with_marks(fd.as_fd(), *attr)?.kind())
     }
 
     fn is_whiteout(&self, dir: &OwnedFd, name: &[u8], attr: &Attr) -> SysResult<bool> {
@@ -226,8 +248,8 @@ impl DirLayer {
             return Ok(false);
         }
         let fd = sys::open_at(dir, name, sys::O_PATH)?;
-        Ok(self.namespace.has_marked_whiteouts(dir.as_fd())?
-            && self.namespace.is_marked_whiteout(fd.as_fd())?)
+        Ok(self.dialect.has_marked_whiteouts(dir.as_fd())?
+            && self.dialect.is_marked_whiteout(fd.as_fd())?)
     }
 
     /// Whether a file has its own contents. One that does not is all hole: it takes no more blocks
@@ -237,7 +259,7 @@ impl DirLayer {
             return Ok(DataPlace::Own);
         }
         let fd = sys::open_at(dir, name, sys::O_PATH)?;
-        Ok(if self.namespace.is_metacopy(fd.as_fd())? {
+        Ok(if self.dialect.is_metacopy(fd.as_fd())? {
             DataPlace::Below
         } else {
             DataPlace::Own
@@ -246,7 +268,7 @@ impl DirLayer {
 
     /// Where the redirect mark of a file without data says that they are.
     pub(super) fn data_redirect(&self, object: &DirObject) -> FsResult<Option<Vec<u8>>> {
-        Ok(self.namespace.redirect(self.node(object)?.as_fd())?)
+        Ok(self.dialect.redirect(self.node(object)?.as_fd())?)
     }
 
     pub(super) fn for_each_entry(
@@ -256,7 +278,8 @@ impl DirLayer {
     ) -> FsResult<()> {
         let dir = self.dir(at)?;
         let marked_whiteouts =
-            self.marked_whiteouts && self.namespace.has_marked_whiteouts(dir.as_fd())?;
+            self.marked_whiteouts && self.dialect.has_marked_whiteouts(dir.as_fd())?;
+        let looks_at_files = marked_whiteouts || self.dialect.stat.is_some();
         sys::dir::for_each_entry(&*dir, |entry| {
             if entry.name == WH_OPAQUE {
                 return Ok(());
@@ -270,7 +293,7 @@ impl DirLayer {
                 Some(kind)
                     if kind != Kind::Char
                         && kind != Kind::Dir
-                        && !(marked_whiteouts && kind == Kind::File) =>
+                        && !(looks_at_files && kind == Kind::File) =>
                 {
                     each(LowerEntry {
                         name: entry.name,
@@ -285,7 +308,7 @@ impl DirLayer {
                     }
                     Some(attr) => each(LowerEntry {
                         name: entry.name,
-                        kind: Some(attr.kind()),
+                        kind: Some(self.kind(&dir, entry.name, &attr)?),
                         number: self.number(&attr),
                     }),
                 },
@@ -295,14 +318,14 @@ impl DirLayer {
 
     pub(super) fn is_opaque(&self, object: &DirObject) -> FsResult<bool> {
         let dir = self.dir(object)?;
-        if self.namespace.is_opaque(dir.as_fd())? {
+        if self.dialect.is_opaque(dir.as_fd())? {
             return Ok(true);
         }
         Ok(sys::find_at(&*dir, WH_OPAQUE)?.is_some())
     }
 
     pub(super) fn redirect(&self, object: &DirObject) -> FsResult<Option<Vec<u8>>> {
-        Ok(self.namespace.redirect(self.dir(object)?.as_fd())?)
+        Ok(self.dialect.redirect(self.dir(object)?.as_fd())?)
     }
 
     pub(super) fn readlink(&self, object: &DirObject) -> FsResult<Cow<'_, [u8]>> {
@@ -311,7 +334,7 @@ impl DirLayer {
     }
 
     pub(super) fn xattr(&self, object: &DirObject, name: &[u8]) -> FsResult<Option<Cow<'_, [u8]>>> {
-        let stored = self.namespace.stored_name(name);
+        let stored = self.dialect.stored_name(name);
         Ok(sys::get_xattr(self.node(object)?.as_fd(), &stored)?.map(Cow::Owned))
     }
 
@@ -319,7 +342,7 @@ impl DirLayer {
         let names = sys::list_xattrs(self.node(object)?.as_fd())?;
         Ok(names
             .iter()
-            .filter_map(|name| self.namespace.shown_name(name))
+            .filter_map(|name| self.dialect.shown_name(name))
             .collect())
     }
 

@@ -20,6 +20,7 @@ use rustix::net::{
 
 pub mod control;
 pub mod options;
+pub mod overlay;
 pub mod record;
 pub mod table;
 

@@ -70,27 +70,48 @@ impl MountOptions {
         split(text)
             .iter()
             .filter(|option| !option.is_empty())
-            .try_for_each(|one| self.add_one(one))
+            .try_for_each(|one| self.add_word(one))
     }
 
-    fn add_one(&mut self, option: &str) -> Result<(), OptionError> {
-        if let Some((_, flag, on)) = FLAGS.iter().find(|(name, ..)| *name == option) {
-            self.flags.set(*flag, *on);
-            return Ok(());
-        }
-        match option.split_once('=') {
-            Some((key, "")) => return Err(OptionError::NoValue(key.to_owned())),
-            Some(("fsname", value)) => self.source = Some(value.to_owned()),
-            Some(("subtype", value)) => value.clone_into(&mut self.subtype),
-            Some(("context" | "fscontext" | "defcontext" | "rootcontext", _)) => {
-                self.security.push(option.to_owned());
+    fn add_word(&mut self, option: &str) -> Result<(), OptionError> {
+        let (key, value) = match option.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (option, None),
+        };
+        // Always so: the daemon does not check permissions itself.
+        let is_known =
+            matches!(option, "default_permissions" | "defaults") || self.add_one(key, value)?;
+        is_known
+            .then_some(())
+            .ok_or_else(|| OptionError::Unknown(option.to_owned()))
+    }
+
+    /// Adds one option. Whether it is known.
+    ///
+    /// # Errors
+    /// When it has no value and needs one.
+    pub fn add_one(&mut self, key: &str, value: Option<&str>) -> Result<bool, OptionError> {
+        let Some(value) = value else {
+            if let Some((_, flag, on)) = FLAGS.iter().find(|(name, ..)| *name == key) {
+                self.flags.set(*flag, *on);
+                return Ok(true);
             }
-            None if option == "allow_other" => self.allow_other = Some(true),
-            // Always so: the daemon does not check permissions itself.
-            None if matches!(option, "default_permissions" | "defaults") => {}
-            _ => return Err(OptionError::Unknown(option.to_owned())),
+            let is_known = key == "allow_other";
+            if is_known {
+                self.allow_other = Some(true);
+            }
+            return Ok(is_known);
+        };
+        match key {
+            _ if value.is_empty() => return Err(OptionError::NoValue(key.to_owned())),
+            "fsname" => self.source = Some(value.to_owned()),
+            "subtype" => value.clone_into(&mut self.subtype),
+            "context" | "fscontext" | "defcontext" | "rootcontext" => {
+                self.security.push(format!("{key}={value}"));
+            }
+            _ => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -32,6 +32,7 @@ use crate::mount::options::MountOptions;
 use crate::mount::{attach, detach};
 use crate::sys;
 use crate::union::{Config, ImageLower, Union};
+use crate::upper::UpperOptions;
 
 /// What the worker does: reads the job from standard input, and runs it.
 ///
@@ -175,7 +176,10 @@ fn open_union(job: &Job, layers: &[DiffId], writable: bool) -> Result<Union, Run
         }),
         upper: writable.then(|| job.upper()),
         // What is left of it after a crash is thrown away.
-        volatile: writable,
+        upper_options: UpperOptions {
+            volatile: writable,
+            ..UpperOptions::default()
+        },
         metacopy: writable,
         ..Config::default()
     };

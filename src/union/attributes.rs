@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::node::Node;
 use super::{Caller, Target, Union};
-use crate::attr::{Attr, Kind, Time};
+use crate::attr::{Attr, Kind, PERMISSIONS, Time};
 use crate::error::{FsError, FsResult};
 use crate::lower::{LowerObject, LowerRef, Number};
 use crate::sys;
@@ -217,7 +217,7 @@ impl Union {
         let mut xattrs = Vec::new();
         for name in self.lowers.xattr_names(&lower)? {
             if let Some(value) = self.lowers.xattr(&lower, &name)? {
-                xattrs.push((upper.namespace().stored_name(&name), value.into_owned()));
+                xattrs.push((upper.dialect().stored_name(&name), value.into_owned()));
             }
         }
         set_xattrs(upper.root(), &xattrs)?;
@@ -324,17 +324,21 @@ impl Union {
         set: &SetAttr,
     ) -> FsResult<()> {
         let (uid, gid) = (set.uid, set.gid);
+        let upper = self.upper()?;
         let marked = node.state.read().mark.owner.is_some();
-        if !marked {
+        if !marked && !upper.can_have_stat(node.kind) {
             match sys::chown(fd, uid, gid) {
-                Err(Errno::PERM | Errno::INVAL) if !self.upper()?.is_privileged() => {}
+                Err(Errno::PERM | Errno::INVAL) if !upper.is_privileged() => {}
                 result => return Ok(result?),
             }
         }
         let attr = node.state.read().mark.apply(sys::stat_fd(fd)?);
         let mut mark = node.state.read().mark.clone();
         mark.owner = Some((uid.unwrap_or(attr.uid), gid.unwrap_or(attr.gid)));
-        self.upper()?.namespace().write_node(fd, &mark)?;
+        if upper.can_have_stat(node.kind) {
+            mark.mode.get_or_insert(attr.mode & PERMISSIONS);
+        }
+        upper.dialect().write_node(fd, &mark)?;
         node.state.write().mark = mark;
         if node.kind == Kind::File {
             self.drop_privileges(node, set.caller)?;
@@ -354,7 +358,8 @@ impl Union {
         if kept != attr.mode {
             self.change_mode(node, handle.as_fd(), kept)?;
         }
-        match sys::remove_xattr(handle.as_fd(), CAPABILITY) {
+        let capability = self.upper()?.dialect().stored_name(CAPABILITY);
+        match sys::remove_xattr(handle.as_fd(), &capability) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => {
                 // Who is in the group leaves a bit that another takes away.
                 node.set_unprivileged(kept & SGID == 0);

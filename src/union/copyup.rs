@@ -200,17 +200,19 @@ impl Union {
                 self.copy_data(upper, &fd, lower, keep)?;
             } else {
                 sys::retry(|| rfs::ftruncate(&fd, attr.size))?;
-                upper.namespace().set_metacopy(fd.as_fd())?;
+                upper.dialect().set_metacopy(fd.as_fd())?;
             }
         }
         // An ACL sets the mode, and takes part of it.
-        if self.copy_xattrs(upper, &fd, lower)? {
+        // A write without CAP_FSETID takes set-id bits away.
+        let written = node.kind == Kind::File && attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        if self.copy_xattrs(upper, &fd, lower)? || written {
             upper.set_mode(fd.as_fd(), node.kind, attr.mode, &mut mark)?;
         }
         // A directory, and a file with its contents below, are known by what is below.
         if node.kind != Kind::Dir && keep.is_some() {
             mark.origin = Some(self.origin(node));
-            match upper.namespace().write_node(fd.as_fd(), &mark) {
+            match upper.dialect().write_node(fd.as_fd(), &mark) {
                 // Users' marks are not possible on such objects: their number lasts for this mount.
                 Err(Errno::PERM | Errno::OPNOTSUPP) if node.kind != Kind::File => {}
                 result => result?,
@@ -264,7 +266,7 @@ impl Union {
         for name in self.lowers.xattr_names(lower)? {
             sets_mode |= name == super::xattr::ACCESS_ACL;
             if let Some(value) = self.lowers.xattr(lower, &name)? {
-                xattrs.push((upper.namespace().stored_name(&name), value.into_owned()));
+                xattrs.push((upper.dialect().stored_name(&name), value.into_owned()));
             }
         }
         attributes::set_xattrs(to.as_fd(), &xattrs)?;

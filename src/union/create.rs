@@ -45,14 +45,17 @@ enum Place {
 impl Inherit {
     /// What is asked for, as it becomes in a directory that passes this on.
     fn apply<'a>(self, new: &NewNode<'a>, caller: Caller) -> NewObject<'a> {
+        let passes_on = self.gid.is_some() && new.kind == Kind::Dir;
+        let passed_on = if passes_on { libc::S_ISGID } else { 0 };
         NewObject {
             kind: new.kind,
-            mode: if self.acl {
-                new.mode
-            } else {
-                new.mode & !new.umask
-            },
-            owner: (caller.uid, self.gid.is_none().then_some(caller.gid)),
+            mode: passed_on
+                | if self.acl {
+                    new.mode
+                } else {
+                    new.mode & !new.umask
+                },
+            owner: (caller.uid, Some(self.gid.unwrap_or(caller.gid))),
             rdev: new.rdev,
             target: new.target,
         }
@@ -90,6 +93,9 @@ impl Union {
         new: &NewNode<'_>,
         caller: Caller,
     ) -> FsResult<NewFd> {
+        if self.upper()?.is_hidden(name) {
+            return Err(Errno::INVAL.into());
+        }
         let place = self.place_for(dir, name)?;
         let fd = self.upper_dir(dir)?;
         let inherit = self.inherit(dir, &fd)?;
@@ -165,6 +171,7 @@ impl Union {
             return Ok(known);
         }
         let attr = sys::stat_fd(fd)?;
+        let attr = dir.state.read().mark.apply(attr);
         let inherit = Inherit {
             gid: (attr.mode & libc::S_ISGID != 0).then_some(attr.gid),
             acl: sys::get_xattr(fd.as_fd(), DEFAULT_ACL)?.is_some(),
@@ -191,7 +198,7 @@ impl Union {
         };
         let placed = made.and_then(|made| {
             if object.kind == Kind::Dir && place == (Place::Whiteout { over_lower: true }) {
-                upper.namespace().set_opaque(made.fd.as_fd())?;
+                upper.dialect().set_opaque(made.fd.as_fd())?;
             }
             upper.publish_over_whiteout(&temp, dir.as_fd(), name, object.kind)?;
             // The rename moved the change time.
@@ -306,7 +313,9 @@ impl Union {
         let upper = self.upper()?;
         let temp = upper.temp_name();
         sys::link_fd(handle.as_fd(), upper.work(), &temp)?;
-        let placed = upper.publish_over(&temp, dir.as_fd(), name);
+        let placed = upper
+            .publish_over(&temp, dir.as_fd(), name)
+            .and_then(|()| upper.remove_whiteout_file(dir.as_fd(), name));
         if placed.is_err() {
             // Only the extra name: the file has others.
             rfs::unlinkat(upper.work(), temp.as_slice(), AtFlags::empty())?;

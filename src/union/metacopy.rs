@@ -121,7 +121,7 @@ impl Union {
         };
         let upper = self.upper()?;
         let file = self.upper_file(node)?;
-        if upper.namespace().is_metacopy(file.as_fd())? {
+        if upper.dialect().is_metacopy(file.as_fd())? {
             let _away = stand_in();
             if keep == 0 {
                 // An empty file needs no contents from below, marked or not: no crash can come
@@ -133,9 +133,9 @@ impl Union {
             // Before the mark goes, by which the number was known.
             let mut mark = node.state.read().mark.clone();
             mark.origin = Some(self.origin(node));
-            upper.namespace().write_node(file.as_fd(), &mark)?;
+            upper.dialect().write_node(file.as_fd(), &mark)?;
             node.state.write().mark = mark;
-            upper.namespace().clear_metacopy(file.as_fd())?;
+            upper.dialect().clear_metacopy(file.as_fd())?;
             self.completions.fetch_add(1, Ordering::SeqCst);
         }
         node.state.write().lowers.clear();
@@ -185,7 +185,7 @@ impl Union {
             return Ok(());
         }
         let handle = self.upper_handle(node)?;
-        if !self.upper()?.namespace().is_metacopy(handle.as_fd())? {
+        if !self.upper()?.dialect().is_metacopy(handle.as_fd())? {
             node.state.write().lowers.clear();
         }
         Ok(())

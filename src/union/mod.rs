@@ -25,7 +25,8 @@ use crate::lower::dir::DirLayer;
 use crate::lower::image::ImageLayer;
 use crate::lower::{Layer, Lowers, Number};
 use crate::stats::Stats;
-use crate::upper::{Upper, UpperDirs, UpperError, reading_namespace};
+use crate::upper::mark::{Dialect, NodeMark};
+use crate::upper::{Upper, UpperDirs, UpperError, UpperOptions, reading_namespace};
 
 mod attributes;
 mod change;
@@ -80,8 +81,10 @@ pub struct Config {
     pub lowers: Vec<PathBuf>,
     /// Where changes go; without it the mount is read-only.
     pub upper: Option<UpperDirs>,
-    /// Skip all syncing; the upper is lost if the machine stops.
-    pub volatile: bool,
+    /// How the upper is used.
+    pub upper_options: UpperOptions,
+    /// Refuse to rename directories that have parts in the lowers (`EXDEV`), which leaves a mark.
+    pub no_redirect: bool,
     /// Copy attributes up without contents where these are not changed, as overlayfs's option
     /// `metacopy` does. Not where the upper has marks of users.
     pub metacopy: bool,
@@ -146,6 +149,8 @@ pub struct Union {
     freed: AtomicBool,
     /// Whether files are copied up without their contents where these are not changed.
     metacopy: bool,
+    /// Whether directories that have parts in the lowers keep their names.
+    no_redirect: bool,
     /// How often a file of the upper was given the contents that it lacked.
     completions: AtomicU64,
     /// Tells this stack of layers from another in the marks of copied-up files.
@@ -167,7 +172,7 @@ impl Union {
     /// Opens a union for a mount. The upper belongs to it until it is dropped.
     pub fn open(config: &Config) -> Result<Self, OpenError> {
         let upper = match &config.upper {
-            Some(dirs) => Some(Upper::open(dirs, config.volatile)?),
+            Some(dirs) => Some(Upper::open(dirs, config.upper_options)?),
             None => None,
         };
         Self::with_upper(config, upper)
@@ -193,6 +198,10 @@ impl Union {
                 None => None,
             },
             lowers: lowers.roots().into(),
+            mark: match &upper {
+                Some(upper) => upper.root_mark(),
+                None => NodeMark::default(),
+            },
             ..State::default()
         };
         let table = Table::new();
@@ -217,6 +226,7 @@ impl Union {
             moved: moved::MovedDirs::default(),
             freed: AtomicBool::new(false),
             metacopy: config.metacopy,
+            no_redirect: config.no_redirect,
             completions: AtomicU64::new(0),
             tag,
             root_ids,
@@ -340,7 +350,11 @@ fn open_layers(
     let each = (descriptors / 3 / count.max(1)).max(16);
     for (at, path) in config.lowers.iter().enumerate() {
         let space = Number::SPACE_DIRS + (count - 1 - at) as u16;
-        let layer = DirLayer::open(path, space, reading_namespace(), (each, stats));
+        let dialect = Dialect {
+            shared: config.upper_options.shared,
+            ..Dialect::own(reading_namespace())
+        };
+        let layer = DirLayer::open(path, space, dialect, (each, stats));
         let layer = layer.map_err(|source| OpenError::Lower {
             path: path.clone(),
             source,

@@ -137,9 +137,7 @@ impl Union {
                     };
                     self.intern(&dir, &name, found, false)?
                 };
-                let redirect = upper
-                    .namespace()
-                    .redirect(self.upper_dir(&child)?.as_fd())?;
+                let redirect = upper.dialect().redirect(self.upper_dir(&child)?.as_fd())?;
                 if let Some(path) = redirect.filter(|path| path.first() == Some(&b'/')) {
                     self.moved.note(&path, &child);
                 }

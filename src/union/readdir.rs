@@ -14,6 +14,7 @@ use crate::attr::{Attr, Kind, Time};
 use crate::error::{FsError, FsResult};
 use crate::lower::Number;
 use crate::sys;
+use crate::upper::mark::WH_PREFIX;
 
 /// One entry of a directory.
 #[derive(Clone, Copy, Debug)]
@@ -335,7 +336,14 @@ impl Union {
         let fd = self.upper_dir(dir)?;
         let upper = self.upper()?;
         let namespace_is_plain = upper.is_privileged();
+        let shared = upper.dialect().shared;
         sys::dir::for_each_entry(&*fd, |entry| -> FsResult<()> {
+            if let Some(deleted) = entry.name.strip_prefix(WH_PREFIX)
+                && shared
+            {
+                hidden.insert(deleted.into());
+                return Ok(());
+            }
             if !pure {
                 hidden.insert(entry.name.into());
             }

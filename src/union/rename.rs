@@ -185,6 +185,12 @@ impl Union {
             }
         }
         check_no_loop(&source, to.dir)?;
+        self.check_movable(&source)?;
+        if let Some(target) = &target
+            && mode == RenameMode::Exchange
+        {
+            self.check_movable(&target.node)?;
+        }
         self.copy_up(&source)?;
         if let Some(target) = &target {
             if mode == RenameMode::Exchange {
@@ -322,7 +328,10 @@ impl Union {
     ) -> FsResult<()> {
         let upper = self.upper()?;
         let hide_old = self.lower_has(from.dir, from.name)?;
-        if kind == Kind::Dir && matches!(self.upper_name(to.dir, to.name)?, UpperName::Whiteout) {
+        let over_whiteout =
+            kind == Kind::Dir && matches!(self.upper_name(to.dir, to.name)?, UpperName::Whiteout);
+        // It may be a file beside the name.
+        if over_whiteout && crate::sys::find_at(fds.1, to.name)?.is_some() {
             // The whiteout of the new name becomes that of the old one.
             rfs::renameat_with(fds.0, from.name, fds.1, to.name, RenameFlags::EXCHANGE)?;
             if !hide_old {
@@ -340,10 +349,11 @@ impl Union {
         match attempt() {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
                 self.empty_in_place(fds.1, to.name)?;
-                Ok(attempt()?)
+                attempt()?;
             }
-            result => Ok(result?),
+            result => result?,
         }
+        Ok(upper.remove_whiteout_file(fds.1.as_fd(), to.name)?)
     }
 
     /// Replaces a directory of the upper that has only whiteouts in it by an empty opaque one, so
@@ -360,7 +370,7 @@ impl Union {
             target: b"",
         };
         let made = upper.build(upper.work(), &temp, &empty)?;
-        upper.namespace().set_opaque(made.fd.as_fd())?;
+        upper.dialect().set_opaque(made.fd.as_fd())?;
         let exchanged = rfs::renameat_with(
             upper.work(),
             temp.as_slice(),
@@ -407,7 +417,7 @@ impl Union {
     /// Marks an object that is about to get a new name: where its lower parts are, or for a directory
     /// that it has none though the lowers may have something under the new name.
     fn mark_moved(&self, node: &Arc<Node>, to: Place<'_>) -> FsResult<()> {
-        let namespace = self.upper()?.namespace();
+        let dialect = self.upper()?.dialect();
         match node.kind {
             Kind::Dir => {}
             Kind::File => return self.mark_moved_file(node),
@@ -420,10 +430,10 @@ impl Union {
             if path.len() > REDIRECT_MAX {
                 return Err(Errno::XDEV.into());
             }
-            namespace.set_redirect(dir.as_fd(), &path)?;
+            dialect.set_redirect(dir.as_fd(), &path)?;
             self.moved.note(&path, node);
         } else if self.lower_has(to.dir, to.name)? {
-            namespace.set_opaque(dir.as_fd())?;
+            dialect.set_opaque(dir.as_fd())?;
         }
         Ok(())
     }
@@ -441,7 +451,7 @@ impl Union {
         let handle = self.upper_handle(node)?;
         Ok(self
             .upper()?
-            .namespace()
+            .dialect()
             .set_redirect(handle.as_fd(), &path)?)
     }
 
@@ -449,14 +459,14 @@ impl Union {
     /// which need not be where each layer has them: a layer may have moved what is below it. Starts
     /// with a slash. The object is in the upper.
     fn path_in_lowers(&self, node: &Arc<Node>) -> FsResult<Vec<u8>> {
-        let namespace = self.upper()?.namespace();
+        let dialect = self.upper()?.dialect();
         let mut names = Vec::new();
         let mut at = Arc::clone(node);
         let mut path = loop {
             let Some(NodeName { parent, name }) = at.any_name() else {
                 break Vec::new(); // the root
             };
-            match namespace.redirect(self.upper_handle(&at)?.as_fd())? {
+            match dialect.redirect(self.upper_handle(&at)?.as_fd())? {
                 Some(path) if path.first() == Some(&b'/') => break path,
                 Some(other_name) => names.push(other_name),
                 None => names.push(name.to_vec()),
@@ -468,6 +478,16 @@ impl Union {
             path.extend_from_slice(name);
         }
         Ok(path)
+    }
+
+    /// Refuses to move a directory that would need a mark where marks are not wanted. Programs then copy
+    /// it.
+    fn check_movable(&self, node: &Node) -> FsResult<()> {
+        let needs_mark = node.kind == Kind::Dir && !node.state.read().lowers.is_empty();
+        if self.no_redirect && needs_mark {
+            return Err(Errno::XDEV.into());
+        }
+        Ok(())
     }
 
     /// For `RENAME_WHITEOUT`: the device that the caller wants under the old name.

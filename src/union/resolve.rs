@@ -145,8 +145,11 @@ impl Union {
         let completions = self.completions.load(Ordering::SeqCst);
         if has_upper && let Some(upper) = &self.upper {
             let fd = self.upper_dir(dir)?;
+            if upper.is_hidden(name) {
+                return Ok(None);
+            }
             let found = match sys::find_at(&*fd, name)? {
-                None => UpperFound::Nothing,
+                None => upper.examine_missing(fd.as_fd(), name)?,
                 Some(attr) => {
                     if let Some(known) = self.known(attr) {
                         return Ok(Some(known));
@@ -350,6 +353,7 @@ impl Union {
     pub(super) fn upper_name(&self, dir: &Arc<Node>, name: &[u8]) -> FsResult<UpperName> {
         let fd = self.upper_dir(dir)?;
         Ok(match sys::find_at(&*fd, name)? {
+            None if self.upper()?.has_whiteout_file(fd.as_fd(), name)? => UpperName::Whiteout,
             None => UpperName::Free,
             Some(attr) if attr.is_whiteout() => UpperName::Whiteout,
             Some(_) => UpperName::Taken,

@@ -72,7 +72,11 @@ impl Union {
                     return Err(missing());
                 }
                 Source::Upper => {
-                    let stored = self.upper()?.namespace().stored_name(name);
+                    let dialect = self.upper()?.dialect();
+                    if dialect.is_reserved(name) {
+                        return Err(missing());
+                    }
+                    let stored = dialect.stored_name(name);
                     let value = sys::get_xattr(self.upper_handle(&node)?.as_fd(), &stored)?;
                     return value.map(Cow::Owned).ok_or_else(missing);
                 }
@@ -102,9 +106,9 @@ impl Union {
             Target::Node(node) => match self.xattr_source(&node)? {
                 Source::Lower(lower) => lower,
                 Source::Upper => {
-                    let namespace = self.upper()?.namespace();
+                    let dialect = self.upper()?.dialect();
                     let stored = sys::list_xattrs(self.upper_handle(&node)?.as_fd())?;
-                    let shown = stored.iter().filter_map(|name| namespace.shown_name(name));
+                    let shown = stored.iter().filter_map(|name| dialect.shown_name(name));
                     return Ok(shown.collect());
                 }
             },
@@ -126,11 +130,14 @@ impl Union {
         drop_sgid: bool,
     ) -> FsResult<()> {
         let upper = self.upper()?;
+        if upper.dialect().is_reserved(name) {
+            return Err(Errno::PERM.into());
+        }
         let node = self.touch(number)?;
         self.copy_up(&node)?;
         *node.inherit.lock() = None;
         node.set_unprivileged(false);
-        let stored = upper.namespace().stored_name(name);
+        let stored = upper.dialect().stored_name(name);
         let handle = self.upper_handle(&node)?;
         sys::set_xattr(handle.as_fd(), &stored, value, flags)?;
         if name == ACCESS_ACL && !upper.is_privileged() {
@@ -154,7 +161,7 @@ impl Union {
         let node = self.touch(number)?;
         self.copy_up(&node)?;
         *node.inherit.lock() = None;
-        let stored = upper.namespace().stored_name(name);
+        let stored = upper.dialect().stored_name(name);
         Ok(sys::remove_xattr(
             self.upper_handle(&node)?.as_fd(),
             &stored,

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::Upper;
 use super::mark::NodeMark;
+use super::stat::StatMark;
 use crate::attr::{Attr, Kind, PERMISSIONS};
 use crate::sys::{self, SysResult};
 
@@ -78,6 +79,9 @@ impl Upper {
         object: &NewObject<'_>,
         mark: &mut NodeMark,
     ) -> SysResult<Attr> {
+        if self.dialect.stat.is_some() {
+            return self.finish_with_stat(fd, object, mark);
+        }
         let attr = sys::stat_fd(fd)?;
         let owned = self.own(fd, object, &attr, mark)?;
         // A change of owner takes these away, and mkdir never sets them.
@@ -93,7 +97,7 @@ impl Upper {
         mark.mode = (ours != 0).then_some(mode & !ours);
         let marked = *mark != NodeMark::default();
         if marked {
-            match self.namespace.write_node(fd, mark) {
+            match self.dialect.write_node(fd, mark) {
                 // An owner cannot be noted on such objects; it stays the user's own.
                 Err(Errno::PERM) if mark.device.is_none() => *mark = NodeMark::default(),
                 result => result?,
@@ -106,6 +110,36 @@ impl Upper {
             attr
         };
         Ok(mark.apply(attr))
+    }
+
+    /// Notes owner and permissions in an attribute instead of giving them to the object.
+    fn finish_with_stat(
+        &self,
+        fd: BorrowedFd<'_>,
+        object: &NewObject<'_>,
+        mark: &mut NodeMark,
+    ) -> SysResult<Attr> {
+        let attr = sys::stat_fd(fd)?;
+        if self.can_have_stat(object.kind) {
+            let (uid, gid) = object.owner;
+            mark.owner = Some((uid, gid.unwrap_or(attr.gid)));
+            mark.mode = Some(object.mode & PERMISSIONS);
+            if attr.kind() != Kind::Symlink {
+                sys::chmod(fd, StatMark::real_mode(object.kind, object.mode))?;
+            }
+        }
+        self.dialect.write_node(fd, mark)?;
+        Ok(mark.apply(sys::stat_fd(fd)?))
+    }
+
+    /// Whether an object's owner and permissions are noted in an attribute. Users' attributes are possible
+    /// on files, which devices are then, and directories alone.
+    pub fn can_have_stat(&self, kind: Kind) -> bool {
+        match self.dialect.stat {
+            None => false,
+            Some(StatMark::Security) => true,
+            Some(_) => !matches!(kind, Kind::Symlink | Kind::Fifo | Kind::Socket),
+        }
     }
 
     fn make(
@@ -161,7 +195,12 @@ impl Upper {
             rfs::major(object.rdev),
             rfs::minor(object.rdev),
         ));
-        match rfs::mknodat(dir, name, file_type, mode, rdev) {
+        let made = if self.dialect.stat.is_some() {
+            Err(Errno::PERM)
+        } else {
+            rfs::mknodat(dir, name, file_type, mode, rdev)
+        };
+        match made {
             Ok(()) => {
                 if is_whiteout {
                     mark.device = device;
@@ -210,15 +249,24 @@ impl Upper {
         mark: &mut NodeMark,
     ) -> SysResult<()> {
         let mode = mode & PERMISSIONS;
-        let real = mode | self.needs(kind);
+        let noted = self.can_have_stat(kind);
+        let real = if noted {
+            StatMark::real_mode(kind, mode)
+        } else {
+            mode | self.needs(kind)
+        };
         sys::chmod(fd, real)?;
-        let shown = (real != mode).then_some(mode);
+        let shown = (noted || real != mode).then_some(mode);
         if shown != mark.mode {
-            let new = NodeMark {
+            let mut new = NodeMark {
                 mode: shown,
                 ..mark.clone()
             };
-            self.namespace.write_node(fd, &new)?;
+            if noted && new.owner.is_none() {
+                let attr = sys::stat_fd(fd)?;
+                new.owner = Some((attr.uid, attr.gid));
+            }
+            self.dialect.write_node(fd, &new)?;
             *mark = new;
         }
         Ok(())

@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
+use super::stat::{Shown, StatMark};
 use crate::attr::{Attr, Kind, PERMISSIONS};
 use crate::lower::Number;
 use crate::sys::{self, SysResult};
@@ -26,9 +27,36 @@ pub enum Namespace {
 
 const OVERLAY: &[u8] = b"overlay.";
 const LAMINA: &[u8] = b"lamina.";
+/// Names that begin so are fuse-overlayfs's and containers-storage's, and overlayfs's in either namespace.
+const FOREIGN: [&[u8]; 5] = [
+    b"user.fuseoverlayfs.",
+    b"security.fuseoverlayfs.",
+    b"user.containers.override_",
+    b"trusted.overlay.",
+    b"user.overlay.",
+];
+/// Where containers-storage keeps `security.*` that an ordinary user may not set.
+const OVERRIDDEN: &[u8] = b"user.containers.override_security.";
+const SECURITY: &[u8] = b"security.";
+/// What AUFS's whiteouts begin with, which are files: of fuse-overlayfs where devices cannot be made, of OCI
+/// archives always.
+pub const WH_PREFIX: &[u8] = b".wh.";
+/// AUFS's mark of an opaque directory: a file in it.
+pub const WH_OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// What a directory's `redirect` mark may hold: a path of at most this many bytes.
 const REDIRECT_MAX: usize = 4096;
+
+/// How the marks of an upper, or of a layer, are written and read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dialect {
+    /// Which attributes carry them.
+    pub namespace: Namespace,
+    /// The attribute that says whom objects belong to, if they do not say it themselves.
+    pub stat: Option<StatMark>,
+    /// Whether fuse-overlayfs's marks count too, and none may be left that it would not understand.
+    pub shared: bool,
+}
 
 impl Namespace {
     fn prefix(self) -> &'static [u8] {
@@ -42,147 +70,12 @@ impl Namespace {
         [self.prefix(), family, name].concat()
     }
 
-    /// The stored name of the attribute a user calls `name`.
-    pub fn stored_name(self, name: &[u8]) -> Vec<u8> {
-        if let Some(rest) = name.strip_prefix(self.prefix()) {
-            for family in [OVERLAY, LAMINA] {
-                if rest.starts_with(family) {
-                    return [self.prefix(), family, rest].concat();
-                }
-            }
-        }
-        name.to_vec()
-    }
-
-    /// What users call the attribute stored as `name`; `None` if it is not for them to see.
-    pub fn shown_name(self, name: &[u8]) -> Option<Vec<u8>> {
-        if let Some(rest) = name.strip_prefix(self.prefix()) {
-            for family in [OVERLAY, LAMINA] {
-                if let Some(rest) = rest.strip_prefix(family) {
-                    // Escaped twice or more: one level is taken off.
-                    return rest
-                        .starts_with(family)
-                        .then(|| [self.prefix(), rest].concat());
-                }
-            }
-        }
-        Some(name.to_vec())
-    }
-
-    /// Whether a directory hides what lower layers have under its name.
-    pub fn is_opaque(self, dir: BorrowedFd<'_>) -> SysResult<bool> {
-        Ok(sys::get_xattr(dir, &self.mark(OVERLAY, b"opaque"))?.is_some_and(|value| value == b"y"))
-    }
-
-    /// Marks a directory so that it hides what lower layers have under its name.
-    pub fn set_opaque(self, dir: BorrowedFd<'_>) -> SysResult<()> {
-        sys::set_xattr(
-            dir,
-            &self.mark(OVERLAY, b"opaque"),
-            b"y",
-            XattrFlags::empty(),
-        )
-    }
-
-    /// The path, from the roots of the lower layers and starting with a slash, or the name in the
-    /// same directory, under which the lower parts of a moved directory, or the data of a moved file
-    /// without data, are.
-    pub fn redirect(self, dir: BorrowedFd<'_>) -> SysResult<Option<Vec<u8>>> {
-        let value = sys::get_xattr(dir, &self.mark(OVERLAY, b"redirect"))?;
-        Ok(value.filter(|path| !path.is_empty() && path.len() <= REDIRECT_MAX))
-    }
-
-    /// Marks where the lower parts of a moved directory, or a moved file's data, are.
-    pub fn set_redirect(self, dir: BorrowedFd<'_>, path: &[u8]) -> SysResult<()> {
-        sys::set_xattr(
-            dir,
-            &self.mark(OVERLAY, b"redirect"),
-            path,
-            XattrFlags::empty(),
-        )
-    }
-
-    /// Whether a regular file has its attributes only, and its data is in a layer below (overlayfs's
-    /// option `metacopy`).
-    pub fn is_metacopy(self, fd: BorrowedFd<'_>) -> SysResult<bool> {
-        Ok(sys::get_xattr(fd, &self.mark(OVERLAY, b"metacopy"))?.is_some())
-    }
-
-    /// Marks a regular file whose data is in a layer below.
-    pub fn set_metacopy(self, fd: BorrowedFd<'_>) -> SysResult<()> {
-        let name = self.mark(OVERLAY, b"metacopy");
-        sys::set_xattr(fd, &name, b"", XattrFlags::empty())
-    }
-
-    /// Takes the mark away that says that a file's data is elsewhere, and the one that says where.
-    pub fn clear_metacopy(self, fd: BorrowedFd<'_>) -> SysResult<()> {
-        for name in [&b"metacopy"[..], b"redirect"] {
-            match sys::remove_xattr(fd, &self.mark(OVERLAY, name)) {
-                Err(Errno::NODATA) => {}
-                result => result?,
-            }
-        }
-        Ok(())
-    }
-
     /// Whether a file in overlayfs's index has names that are not in the upper. Its mark has the
     /// difference between the link count users see and the upper's, which counts the index too:
     /// `U-1` when all names are there. (`L…`, relative to the lower's, is what a crash leaves.)
     pub fn has_names_below(self, fd: BorrowedFd<'_>) -> SysResult<bool> {
         let nlink = sys::get_xattr(fd, &self.mark(OVERLAY, b"nlink"))?;
         Ok(nlink.is_some_and(|value| value != b"U-1"))
-    }
-
-    /// Whether whiteouts in a directory may be empty files with a mark, as overlayfs allows in
-    /// layers: then it is marked, and so is the root of the layer.
-    pub fn has_marked_whiteouts(self, dir: BorrowedFd<'_>) -> SysResult<bool> {
-        Ok(sys::get_xattr(dir, &self.mark(OVERLAY, b"opaque"))?.is_some_and(|value| value == b"x"))
-    }
-
-    /// Whether an empty file is marked as a whiteout.
-    pub fn is_marked_whiteout(self, fd: BorrowedFd<'_>) -> SysResult<bool> {
-        Ok(sys::get_xattr(fd, &self.mark(OVERLAY, b"whiteout"))?.is_some())
-    }
-
-    /// The `node` mark of an object of a layer that was an upper.
-    pub fn node(self, fd: BorrowedFd<'_>) -> SysResult<NodeMark> {
-        let value = sys::get_xattr(fd, &self.mark(LAMINA, b"node"))?;
-        Ok(value.map_or_else(NodeMark::default, |text| NodeMark::parse(&text)))
-    }
-
-    /// All marks of an object of the upper.
-    pub fn read(self, fd: BorrowedFd<'_>) -> SysResult<Marks> {
-        let mut marks = Marks::default();
-        let names = sys::list_xattrs(fd)?;
-        for name in &names {
-            let Some(rest) = name.strip_prefix(self.prefix()) else {
-                continue;
-            };
-            match rest {
-                b"overlay.opaque" => marks.opaque = self.is_opaque(fd)?,
-                b"overlay.redirect" => marks.redirect = self.redirect(fd)?,
-                b"overlay.metacopy" => marks.metacopy = true,
-                b"lamina.node" => {
-                    if let Some(text) = sys::get_xattr(fd, name)? {
-                        marks.node = NodeMark::parse(&text);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(marks)
-    }
-
-    /// Writes the `node` mark, or removes it if there is nothing to say.
-    pub fn write_node(self, fd: BorrowedFd<'_>, node: &NodeMark) -> SysResult<()> {
-        let name = self.mark(LAMINA, b"node");
-        if *node == NodeMark::default() {
-            return match sys::remove_xattr(fd, &name) {
-                Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
-                result => result,
-            };
-        }
-        sys::set_xattr(fd, &name, node.to_string().as_bytes(), XattrFlags::empty())
     }
 
     /// Whether a work directory says that the marks of its upper are in this namespace.
@@ -201,6 +94,244 @@ impl Namespace {
         let name = self.mark(LAMINA, b"probe");
         sys::set_xattr(dir, &name, b"y", XattrFlags::empty()).is_ok()
             && sys::remove_xattr(dir, &name).is_ok()
+    }
+}
+
+impl Dialect {
+    /// The one of this namespace, without anything of others.
+    pub fn own(namespace: Namespace) -> Self {
+        Self {
+            namespace,
+            stat: None,
+            shared: false,
+        }
+    }
+
+    /// The stored name of the attribute a user calls `name`.
+    pub fn stored_name(self, name: &[u8]) -> Vec<u8> {
+        if self.stat == Some(StatMark::Containers)
+            && let Some(rest) = name.strip_prefix(SECURITY)
+        {
+            return [OVERRIDDEN, rest].concat();
+        }
+        if let Some(rest) = name.strip_prefix(self.namespace.prefix()) {
+            for family in [OVERLAY, LAMINA] {
+                if rest.starts_with(family) {
+                    return [self.namespace.prefix(), family, rest].concat();
+                }
+            }
+        }
+        name.to_vec()
+    }
+
+    /// What users call the attribute stored as `name`; `None` if it is not for them to see.
+    pub fn shown_name(self, name: &[u8]) -> Option<Vec<u8>> {
+        if let Some(rest) = name.strip_prefix(self.namespace.prefix()) {
+            for family in [OVERLAY, LAMINA] {
+                if let Some(rest) = rest.strip_prefix(family) {
+                    // Escaped twice or more: one level is taken off.
+                    return rest
+                        .starts_with(family)
+                        .then(|| [self.namespace.prefix(), rest].concat());
+                }
+            }
+        }
+        if self.stat == Some(StatMark::Containers)
+            && let Some(rest) = name.strip_prefix(OVERRIDDEN)
+        {
+            return Some([SECURITY, rest].concat());
+        }
+        (!self.is_reserved(name)).then(|| name.to_vec())
+    }
+
+    /// Whether users can neither see nor set an attribute, as it means something to others.
+    pub fn is_reserved(self, name: &[u8]) -> bool {
+        let is_own = |family: &[u8]| {
+            let rest = name.strip_prefix(self.namespace.prefix());
+            rest.is_some_and(|rest| rest.starts_with(family))
+        };
+        // Those of our own namespace are escaped.
+        self.shared && !is_own(OVERLAY) && FOREIGN.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    /// The name of the mark `node`. fuse-overlayfs shows every name that is not overlayfs's.
+    fn node_name(self) -> Vec<u8> {
+        let family: &[u8] = if self.shared {
+            b"overlay.lamina."
+        } else {
+            LAMINA
+        };
+        self.namespace.mark(family, b"node")
+    }
+
+    /// Whether a directory hides what lower layers have under its name.
+    pub fn is_opaque(self, dir: BorrowedFd<'_>) -> SysResult<bool> {
+        let says = |name: &[u8]| {
+            let value = sys::get_xattr(dir, name)?;
+            Ok(value.is_some_and(|value| value == b"y"))
+        };
+        if says(&self.namespace.mark(OVERLAY, b"opaque"))? {
+            return Ok(true);
+        }
+        if !self.shared {
+            return Ok(false);
+        }
+        for name in [
+            &b"trusted.overlay.opaque"[..],
+            b"user.overlay.opaque",
+            b"user.fuseoverlayfs.opaque",
+        ] {
+            match says(name) {
+                Ok(true) => return Ok(true),
+                // What this process may not read, it does not have.
+                Ok(false) | Err(Errno::PERM | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        match sys::find_at(dir, WH_OPAQUE) {
+            Err(Errno::NOTDIR) => Ok(false),
+            found => Ok(found?.is_some()),
+        }
+    }
+
+    /// Marks a directory so that it hides what lower layers have under its name.
+    pub fn set_opaque(self, dir: BorrowedFd<'_>) -> SysResult<()> {
+        sys::set_xattr(
+            dir,
+            &self.namespace.mark(OVERLAY, b"opaque"),
+            b"y",
+            XattrFlags::empty(),
+        )
+    }
+
+    /// The path, from the roots of the lower layers and starting with a slash, or the name in the
+    /// same directory, under which the lower parts of a moved directory, or the data of a moved file
+    /// without data, are.
+    pub fn redirect(self, dir: BorrowedFd<'_>) -> SysResult<Option<Vec<u8>>> {
+        let value = sys::get_xattr(dir, &self.namespace.mark(OVERLAY, b"redirect"))?;
+        Ok(value.filter(|path| !path.is_empty() && path.len() <= REDIRECT_MAX))
+    }
+
+    /// Marks where the lower parts of a moved directory, or a moved file's data, are.
+    pub fn set_redirect(self, dir: BorrowedFd<'_>, path: &[u8]) -> SysResult<()> {
+        sys::set_xattr(
+            dir,
+            &self.namespace.mark(OVERLAY, b"redirect"),
+            path,
+            XattrFlags::empty(),
+        )
+    }
+
+    /// Whether a regular file has its attributes only, and its data is in a layer below (overlayfs's
+    /// option `metacopy`).
+    pub fn is_metacopy(self, fd: BorrowedFd<'_>) -> SysResult<bool> {
+        Ok(sys::get_xattr(fd, &self.namespace.mark(OVERLAY, b"metacopy"))?.is_some())
+    }
+
+    /// Marks a regular file whose data is in a layer below.
+    pub fn set_metacopy(self, fd: BorrowedFd<'_>) -> SysResult<()> {
+        let name = self.namespace.mark(OVERLAY, b"metacopy");
+        sys::set_xattr(fd, &name, b"", XattrFlags::empty())
+    }
+
+    /// Takes the mark away that says that a file's data is elsewhere, and the one that says where.
+    pub fn clear_metacopy(self, fd: BorrowedFd<'_>) -> SysResult<()> {
+        for name in [&b"metacopy"[..], b"redirect"] {
+            match sys::remove_xattr(fd, &self.namespace.mark(OVERLAY, name)) {
+                Err(Errno::NODATA) => {}
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether whiteouts in a directory may be empty files with a mark, as overlayfs allows in
+    /// layers: then it is marked, and so is the root of the layer.
+    pub fn has_marked_whiteouts(self, dir: BorrowedFd<'_>) -> SysResult<bool> {
+        Ok(
+            sys::get_xattr(dir, &self.namespace.mark(OVERLAY, b"opaque"))?
+                .is_some_and(|value| value == b"x"),
+        )
+    }
+
+    /// Whether an empty file is marked as a whiteout.
+    pub fn is_marked_whiteout(self, fd: BorrowedFd<'_>) -> SysResult<bool> {
+        Ok(sys::get_xattr(fd, &self.namespace.mark(OVERLAY, b"whiteout"))?.is_some())
+    }
+
+    /// The `node` mark of an object of a layer that was an upper.
+    pub fn node(self, fd: BorrowedFd<'_>) -> SysResult<NodeMark> {
+        let value = sys::get_xattr(fd, &self.node_name())?;
+        let mut node = value.map_or_else(NodeMark::default, |text| NodeMark::parse(&text));
+        self.read_stat(fd, &mut node)?;
+        Ok(node)
+    }
+
+    fn read_stat(self, fd: BorrowedFd<'_>, node: &mut NodeMark) -> SysResult<()> {
+        let Some(stat) = self.stat else {
+            return Ok(());
+        };
+        if let Some(shown) = stat.read(fd)? {
+            node.owner = Some(shown.owner);
+            node.mode = Some(shown.mode);
+            node.device = shown.kind.and_then(|(kind, rdev)| {
+                let number = (kind, rustix::fs::major(rdev), rustix::fs::minor(rdev));
+                let is_other = !matches!(kind, Kind::File | Kind::Dir | Kind::Symlink);
+                is_other.then_some(number)
+            });
+        }
+        Ok(())
+    }
+
+    /// All marks of an object of the upper.
+    pub fn read(self, fd: BorrowedFd<'_>, kind: Kind) -> SysResult<Marks> {
+        let mut marks = Marks::default();
+        let names = sys::list_xattrs(fd)?;
+        let node_name = self.node_name();
+        for name in &names {
+            if *name == node_name {
+                if let Some(text) = sys::get_xattr(fd, name)? {
+                    marks.node = NodeMark::parse(&text);
+                }
+                continue;
+            }
+            let Some(rest) = name.strip_prefix(self.namespace.prefix()) else {
+                continue;
+            };
+            match rest {
+                b"overlay.opaque" if !self.shared => marks.opaque = self.is_opaque(fd)?,
+                b"overlay.redirect" => marks.redirect = self.redirect(fd)?,
+                b"overlay.metacopy" => marks.metacopy = true,
+                _ => {}
+            }
+        }
+        if self.shared && kind == Kind::Dir {
+            marks.opaque = self.is_opaque(fd)?;
+        }
+        self.read_stat(fd, &mut marks.node)?;
+        Ok(marks)
+    }
+
+    /// Writes the `node` mark, or removes it if there is nothing to say.
+    pub fn write_node(self, fd: BorrowedFd<'_>, node: &NodeMark) -> SysResult<()> {
+        let mut node = node.clone();
+        if let Some(stat) = self.stat
+            && let (Some(owner), Some(mode)) = (node.owner.take(), node.mode.take())
+        {
+            let kind = node.device.take().map(|(kind, major, minor)| {
+                let rdev = rustix::fs::makedev(major, minor);
+                (kind, rdev)
+            });
+            stat.write(fd, &Shown { owner, mode, kind })?;
+        }
+        let name = self.node_name();
+        if node == NodeMark::default() {
+            return match sys::remove_xattr(fd, &name) {
+                Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
+                result => result,
+            };
+        }
+        sys::set_xattr(fd, &name, node.to_string().as_bytes(), XattrFlags::empty())
     }
 }
 
@@ -338,7 +469,7 @@ mod tests {
 
     #[test]
     fn users_names_are_escaped_and_marks_are_hidden() {
-        let ns = Namespace::Trusted;
+        let ns = Dialect::own(Namespace::Trusted);
         for name in [
             &b"trusted.overlay.opaque"[..],
             b"trusted.lamina.node",
@@ -355,6 +486,34 @@ mod tests {
             ns.shown_name(&twice),
             Some(b"trusted.overlay.overlay.opaque".to_vec())
         );
+    }
+
+    #[test]
+    fn what_others_mean_is_neither_seen_nor_set() {
+        let shared = Dialect {
+            namespace: Namespace::User,
+            stat: Some(StatMark::Containers),
+            shared: true,
+        };
+        for name in [
+            &b"user.fuseoverlayfs.origin"[..],
+            b"trusted.overlay.opaque",
+            b"user.containers.override_stat",
+        ] {
+            assert!(shared.is_reserved(name));
+            assert_eq!(shared.shown_name(name), None);
+            assert!(!Dialect::own(Namespace::User).is_reserved(name));
+        }
+        for name in [
+            &b"user.overlay.opaque"[..],
+            b"security.capability",
+            b"user.x",
+        ] {
+            let stored = shared.stored_name(name);
+            assert_eq!(stored == name, name == b"user.x");
+            assert_eq!(shared.shown_name(&stored).as_deref(), Some(name));
+        }
+        assert_eq!(shared.shown_name(&shared.node_name()), None);
     }
 
     #[test]

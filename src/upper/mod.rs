@@ -8,20 +8,23 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{self as rfs, AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
-use crate::attr::{Attr, Kind};
+use crate::attr::{Attr, Kind, PERMISSIONS};
 use crate::error::FsResult;
 use crate::sys::{self, SysResult};
 
 pub mod build;
 pub mod mark;
+pub mod stat;
 mod whiteout;
 
-use mark::{Marks, Namespace};
+use mark::{Dialect, Marks, Namespace, NodeMark, WH_PREFIX};
+use stat::{Shown, StatMark};
 
 /// Where an upper is.
 #[derive(Clone, Debug)]
@@ -30,6 +33,22 @@ pub struct UpperDirs {
     pub upper: PathBuf,
     /// Scratch space on the same filesystem.
     pub work: PathBuf,
+}
+
+/// How an upper is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UpperOptions {
+    /// Skip all syncing. If the machine stops, or the mount is not ended in order, the upper is refused
+    /// from then on.
+    pub volatile: bool,
+    /// Skip all syncing, and use the upper again whatever happened.
+    pub unsynced: bool,
+    /// fuse-overlayfs uses it too, at other times: its marks count, and it gets none that it does not
+    /// understand.
+    pub shared: bool,
+    /// The attribute that is to say whom objects belong to, and their permissions, unless the upper has
+    /// one already. Only with `shared`.
+    pub stat: Option<StatMark>,
 }
 
 /// Why an upper cannot be used.
@@ -139,13 +158,15 @@ pub enum UpperFound {
 pub struct Upper {
     root: OwnedFd,
     work: OwnedFd,
-    namespace: Namespace,
+    dialect: Dialect,
     dev: u64,
-    volatile: bool,
+    options: UpperOptions,
     /// Whether file ownership can be changed at will.
     privileged: bool,
     /// Whether modes do not bind this process.
     overrides_modes: bool,
+    /// Whether whiteouts are files, as devices cannot be made.
+    whiteout_files: bool,
     counter: AtomicU64,
     /// Locked for as long as the mount lives.
     _work_lock: OwnedFd,
@@ -153,18 +174,21 @@ pub struct Upper {
 
 /// Where overlayfs keeps a name for each file with hard links that it copied up.
 const INDEX: &str = "index";
+/// So often a lock is tried for again, after so long.
+const PATIENCE: u32 = 1000;
+const PAUSE: Duration = Duration::from_millis(10);
 const VOLATILE_MARK: &str = "work/incompat/volatile";
 
 impl Upper {
     /// Opens an upper for a mount, takes it for this process, and clears the work directory.
-    pub fn open(dirs: &UpperDirs, volatile: bool) -> Result<Self, UpperError> {
+    pub fn open(dirs: &UpperDirs, options: UpperOptions) -> Result<Self, UpperError> {
         let root = open_dir("upper", &dirs.upper)?;
         let work_base = open_dir("work", &dirs.work)?;
         check_places(dirs, &root, &work_base)?;
-        lock("upper", &dirs.upper, &root)?;
-        lock("work", &dirs.work, &work_base)?;
+        lock("upper", &dirs.upper, &root, options.shared)?;
+        lock("work", &dirs.work, &work_base, options.shared)?;
         let mark = dirs.work.join(VOLATILE_MARK);
-        if mark.exists() {
+        if mark.exists() && !options.shared {
             return Err(UpperError::Volatile {
                 upper: dirs.upper.clone(),
                 mark,
@@ -182,10 +206,11 @@ impl Upper {
             });
         }
         let work = scratch_dir(&work_base).map_err(fail)?;
-        let upper = Self::with(dirs, root, work, work_base, volatile)?;
-        if volatile {
+        let upper = Self::with(dirs, root, work, work_base, options)?;
+        if options.volatile {
             upper.mark_volatile().map_err(fail)?;
         }
+        upper.note_stat().map_err(fail)?;
         Ok(upper)
     }
 
@@ -203,11 +228,15 @@ impl Upper {
         Ok(Self {
             root,
             work,
-            namespace,
+            dialect: Dialect::own(namespace),
             dev,
-            volatile: true,
+            options: UpperOptions {
+                unsynced: true,
+                ..UpperOptions::default()
+            },
             privileged: namespace == Namespace::Trusted,
             overrides_modes: has_capability(CapabilitySet::DAC_OVERRIDE),
+            whiteout_files: false,
             counter: AtomicU64::new(0),
             _work_lock: work_base,
         })
@@ -218,7 +247,7 @@ impl Upper {
         root: OwnedFd,
         work: OwnedFd,
         work_base: OwnedFd,
-        volatile: bool,
+        options: UpperOptions,
     ) -> Result<Self, UpperError> {
         // What an ordinary user began goes on as it is when root mounts it.
         let namespaces = if Namespace::User.is_noted(work_base.as_fd()) {
@@ -239,17 +268,46 @@ impl Upper {
             tracing::warn!("root will not see what was deleted in this upper: {errno}");
         }
         let dev = device(&root);
+        let stat = if options.shared {
+            StatMark::of_layer(root.as_fd()).or(options.stat)
+        } else {
+            None
+        };
+        let dialect = Dialect {
+            namespace,
+            stat,
+            shared: options.shared,
+        };
+        let whiteout_files = options.shared && whiteout::must_be_files(&work);
         Ok(Self {
             root,
             work,
-            namespace,
+            dialect,
             dev,
-            volatile,
+            options,
             privileged: namespace == Namespace::Trusted,
             overrides_modes: has_capability(CapabilitySet::DAC_OVERRIDE),
+            whiteout_files,
             counter: AtomicU64::new(0),
             _work_lock: work_base,
         })
+    }
+
+    /// Says by the root directory how owners and permissions are noted.
+    fn note_stat(&self) -> SysResult<()> {
+        let Some(stat) = self.dialect.stat else {
+            return Ok(());
+        };
+        if stat.read(self.root())?.is_some() {
+            return Ok(());
+        }
+        let attr = sys::stat_fd(&self.root)?;
+        let shown = Shown {
+            owner: (attr.uid, attr.gid),
+            mode: attr.mode & PERMISSIONS,
+            kind: None,
+        };
+        stat.write(self.root(), &shown)
     }
 
     fn mark_volatile(&self) -> SysResult<()> {
@@ -264,8 +322,10 @@ impl Upper {
 
     /// Ends the use of the upper in order: everything is on disk afterwards.
     pub fn close(&self) -> SysResult<()> {
-        rfs::syncfs(&self.root)?;
-        if self.volatile {
+        if !self.options.unsynced {
+            rfs::syncfs(&self.root)?;
+        }
+        if self.options.volatile {
             sys::dir::remove_tree(self.work.as_fd(), b"incompat")?;
         }
         Ok(())
@@ -276,14 +336,20 @@ impl Upper {
         self.root.as_fd()
     }
 
+    /// What the marks of the root directory say.
+    pub fn root_mark(&self) -> NodeMark {
+        let marks = self.dialect.read(self.root(), Kind::Dir);
+        marks.map_or_else(|_| NodeMark::default(), |marks| marks.node)
+    }
+
     /// Where objects are built.
     pub fn work(&self) -> BorrowedFd<'_> {
         self.work.as_fd()
     }
 
-    /// Which extended attributes carry the marks.
-    pub fn namespace(&self) -> Namespace {
-        self.namespace
+    /// How marks are written.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
     }
 
     /// The device number of the filesystem.
@@ -293,7 +359,7 @@ impl Upper {
 
     /// Whether `fsync` and the like are to be skipped.
     pub fn is_volatile(&self) -> bool {
-        self.volatile
+        self.options.volatile || self.options.unsynced
     }
 
     /// Whether owners can be set and devices be made, so that no mark need stand for them.
@@ -318,10 +384,27 @@ impl Upper {
 
     /// What the upper has under `name` in the directory `dir`.
     pub fn examine(&self, dir: BorrowedFd<'_>, name: &[u8]) -> FsResult<UpperFound> {
+        if self.is_hidden(name) {
+            return Ok(UpperFound::Nothing);
+        }
         match sys::find_at(dir, name)? {
             Some(attr) => self.examine_found(dir, name, attr),
-            None => Ok(UpperFound::Nothing),
+            None => self.examine_missing(dir, name),
         }
+    }
+
+    /// Whether a name is not for users to see.
+    pub fn is_hidden(&self, name: &[u8]) -> bool {
+        self.dialect.shared && name.starts_with(WH_PREFIX)
+    }
+
+    /// As [`Upper::examine`], where there is nothing of that name.
+    pub fn examine_missing(&self, dir: BorrowedFd<'_>, name: &[u8]) -> FsResult<UpperFound> {
+        Ok(if self.has_whiteout_file(dir, name)? {
+            UpperFound::Whiteout
+        } else {
+            UpperFound::Nothing
+        })
     }
 
     /// As [`Upper::examine`], where its attributes are known.
@@ -347,13 +430,14 @@ impl Upper {
         let marks = match attr.kind() {
             // Only privileged marks are possible on these.
             Kind::Symlink | Kind::Fifo | Kind::Socket | Kind::Char | Kind::Block
-                if self.namespace == Namespace::User =>
+                if self.dialect.namespace == Namespace::User
+                    && self.dialect.stat != Some(StatMark::Security) =>
             {
                 Marks::default()
             }
-            kind => match self.namespace.read(fd) {
+            kind => match self.dialect.read(fd, kind) {
                 // Made by someone else, who did not leave us the permissions we need.
-                Err(Errno::ACCESS) => self.with_access(fd, kind, || self.namespace.read(fd))?,
+                Err(Errno::ACCESS) => self.with_access(fd, kind, || self.dialect.read(fd, kind))?,
                 marks => marks?,
             },
         };
@@ -381,6 +465,15 @@ impl Upper {
         name: &[u8],
         kind: Kind,
     ) -> SysResult<()> {
+        if self.dialect.shared && self.has_whiteout_file(dir, name)? {
+            match self.publish(temp, dir, name) {
+                Err(Errno::EXIST) => {}
+                result => {
+                    result?;
+                    return self.remove_whiteout_file(dir, name);
+                }
+            }
+        }
         if kind != Kind::Dir {
             return self.publish_over(temp, dir, name);
         }
@@ -426,8 +519,20 @@ fn check_places(dirs: &UpperDirs, upper: &OwnedFd, work: &OwnedFd) -> Result<(),
     Ok(())
 }
 
-fn lock(what: &'static str, path: &Path, fd: &OwnedFd) -> Result<(), UpperError> {
-    match rfs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+/// Takes a directory for this process. With `patience`, the daemon of a mount that was just taken off gets
+/// the time to end.
+fn lock(what: &'static str, path: &Path, fd: &OwnedFd, patience: bool) -> Result<(), UpperError> {
+    let mut left = if patience { PATIENCE } else { 0 };
+    let locked = loop {
+        match rfs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if left > 0 => {
+                left -= 1;
+                std::thread::sleep(PAUSE);
+            }
+            result => break result,
+        }
+    };
+    match locked {
         Ok(()) => Ok(()),
         Err(Errno::WOULDBLOCK) => Err(UpperError::InUse {
             what,

@@ -1,16 +1,73 @@
 //! Deleting names: whiteouts put in place of what was there, in one step.
+//!
+//! A whiteout is the device 0:0, as overlayfs has it. In an upper that is shared with fuse-overlayfs it may be
+//! a file `.wh.NAME` beside the name instead, as AUFS has it, where such devices cannot be made. Where a name
+//! has both, it is there: so the file comes first and goes last, and no step can bring back what is below.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::fs::{self as rfs, AtFlags, FileType, Mode, RenameFlags};
+use rustix::fs::{self as rfs, AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::Upper;
-use crate::sys::SysResult;
+use super::mark::WH_PREFIX;
+use crate::sys::{self, SysResult};
+
+/// What tells fuse-overlayfs to make files; so it does us.
+const FILES_VARIABLE: &str = "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT";
+
+/// Whether whiteouts have to be files, or are wanted as such.
+pub(super) fn must_be_files(work: &OwnedFd) -> bool {
+    if std::env::var_os(FILES_VARIABLE).is_some() {
+        return true;
+    }
+    let probe = c"#whiteout";
+    let made = rfs::mknodat(work, probe, FileType::CharacterDevice, Mode::empty(), 0);
+    if made.is_ok()
+        && let Err(errno) = rfs::unlinkat(work, probe, AtFlags::empty())
+    {
+        tracing::warn!("cannot remove a whiteout from the work directory: {errno}");
+    }
+    matches!(made, Err(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL))
+}
+
+/// The name of the file that is a name's whiteout; none if it would be too long.
+fn file_name(name: &[u8]) -> Option<Vec<u8>> {
+    let file = [WH_PREFIX, name].concat();
+    (file.len() <= 255).then_some(file)
+}
 
 impl Upper {
+    /// Whether a file beside a name says that it is deleted.
+    pub fn has_whiteout_file(&self, dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<bool> {
+        match file_name(name) {
+            Some(file) if self.dialect.shared => Ok(sys::find_at(dir, &file)?.is_some()),
+            _ => Ok(false),
+        }
+    }
+
+    /// Removes the file that says that a name is deleted, if there is one.
+    pub fn remove_whiteout_file(&self, dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
+        let Some(file) = file_name(name).filter(|_| self.dialect.shared) else {
+            return Ok(());
+        };
+        match rfs::unlinkat(dir, file.as_slice(), AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn make_whiteout_file(&self, dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
+        let file = file_name(name).ok_or(Errno::NAMETOOLONG)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rfs::openat(dir, file.as_slice(), flags, Mode::from_raw_mode(0o644)).map(drop)
+    }
+
     /// Puts a whiteout where the upper has no entry.
     pub fn place_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
+        if self.whiteout_files {
+            return self.make_whiteout_file(dir, name);
+        }
         rfs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
     }
 
@@ -23,6 +80,11 @@ impl Upper {
         is_dir: bool,
     ) -> SysResult<()> {
         let temp = self.temp_name();
+        if self.whiteout_files {
+            self.make_whiteout_file(dir, name)?;
+            rfs::renameat(dir, name, self.work(), temp.as_slice())?;
+            return self.remove_from_work(&temp, is_dir);
+        }
         match rfs::renameat_with(
             dir,
             name,
@@ -58,6 +120,11 @@ impl Upper {
         from: (BorrowedFd<'_>, &[u8]),
         to: (BorrowedFd<'_>, &[u8]),
     ) -> SysResult<()> {
+        if self.whiteout_files {
+            self.make_whiteout_file(from.0, from.1)?;
+            rfs::renameat(from.0, from.1, to.0, to.1)?;
+            return self.remove_whiteout_file(to.0, to.1);
+        }
         match rfs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::WHITEOUT) {
             Err(Errno::INVAL) => {}
             result => return result,

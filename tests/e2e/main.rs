@@ -29,6 +29,7 @@ mod metacopy;
 mod mounts;
 mod operating;
 mod ordinary_user;
+mod overlay;
 mod passthrough;
 mod real_image;
 mod registry;

@@ -1,34 +1,18 @@
 //! Mounts of users who are not root: by fusermount3, or in a user namespace of their own.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
 use rustix::process::{Signal, kill_process};
 
+use crate::support::device::OpenDevice;
 use crate::support::lamina::{Lamina, NOBODY, wait_until};
 use crate::support::listing::{mounts, pid_of, small_image, the_mount, words};
 use crate::support::sandbox::{Sandbox, mounted_type};
 use crate::support::{needs_root, output, run};
-
-/// Lets everyone open `/dev/fuse` while it lives, as it is on most systems.
-struct OpenDevice(u32);
-
-impl OpenDevice {
-    fn new() -> Self {
-        let mode = fs::metadata("/dev/fuse").unwrap().mode();
-        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
-        Self(mode)
-    }
-}
-
-impl Drop for OpenDevice {
-    fn drop(&mut self) {
-        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(self.0 & 0o7777)).unwrap();
-    }
-}
 
 #[test]
 fn an_ordinary_user_mounts_by_the_helper() {

@@ -1,6 +1,6 @@
 //! `lamina build`: images from Containerfiles.
 
-mod base;
+pub mod base;
 mod caching;
 mod downloads;
 mod ending;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use super::program::Program;
 use super::run;
 use super::sandbox::Sandbox;
 use super::tree::Tree;
@@ -12,6 +13,8 @@ use super::tree::Tree;
 /// Where images and containers of podman's and buildah's are kept for one test.
 pub struct Containers {
     root: PathBuf,
+    /// The storage driver, and its options.
+    driver: Vec<String>,
     /// Apart from the sandbox, as podman refuses a path of more than 50 characters.
     run: TempDir,
 }
@@ -27,8 +30,23 @@ impl Containers {
         std::fs::create_dir_all(root).unwrap();
         Self {
             root: root.to_owned(),
+            driver: vec!["--storage-driver=vfs".into()],
             run: tempfile::tempdir_in("/tmp").unwrap(),
         }
+    }
+
+    /// The same, with roots that a mount program mounts; without one, the kernel does.
+    #[must_use]
+    pub fn on(mut self, program: Option<&Program>) -> Self {
+        self.driver = vec!["--storage-driver=overlay".into()];
+        if let Some(program) = program {
+            let path = program.path().display();
+            self.driver
+                .push(format!("--storage-opt=overlay.mount_program={path}"));
+            self.driver
+                .push("--storage-opt=overlay.mountopt=nodev".into());
+        }
+        self
     }
 
     /// A `podman` command, with runc as its runtime.
@@ -51,7 +69,7 @@ impl Containers {
         let mut command = Command::new(program);
         command.arg("--root").arg(self.root.join("storage"));
         command.arg("--runroot").arg(self.run.path().join("run"));
-        command.arg("--storage-driver=vfs");
+        command.args(&self.driver);
         command
     }
 
@@ -78,8 +96,12 @@ impl Drop for Containers {
     fn drop(&mut self) {
         // Containers first, as their mounts would keep the sandbox; the rest goes with it. Both
         // programs are asked only for what they have left, as podman takes a second to say nothing.
-        let containers = self.root.join("storage/vfs-containers/containers.json");
-        if std::fs::read_to_string(containers).is_ok_and(|list| list != "[]") {
+        let has_some = |driver: &str| {
+            let list = format!("storage/{driver}-containers/containers.json");
+            let list = std::fs::read_to_string(self.root.join(list));
+            list.is_ok_and(|list| list != "[]")
+        };
+        if has_some("vfs") || has_some("overlay") {
             let _ = self.podman(&["system", "reset", "--force"]).output();
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod containers;
 pub mod damage;
+pub mod device;
 pub mod disk;
 pub mod fake;
 pub mod fixture;
@@ -11,6 +12,7 @@ pub mod layout;
 pub mod listing;
 pub mod overlayfs;
 pub mod pair;
+pub mod program;
 pub mod proxy;
 pub mod raw;
 pub mod registry;

@@ -46,9 +46,10 @@ impl Sandbox {
         path
     }
 
-    /// A new file in it.
+    /// A new file in it, and the directories that it takes.
     pub fn file(&self, name: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
         path
     }
