@@ -35,16 +35,17 @@ const CAPABILITY_ROOT: usize = 20;
 
 impl View {
     /// Attributes as users see them.
-    pub fn attr(&self, attr: &Attr) -> Attr {
-        let mut attr = *attr;
-        if !self.ids.is_identity() {
-            attr.uid = self.ids.users.shown(attr.uid);
-            attr.gid = self.ids.groups.shown(attr.gid);
+    pub fn attr<'a>(&self, attr: &'a Attr) -> Cow<'a, Attr> {
+        if self.ids.is_identity() && !self.static_nlink {
+            return Cow::Borrowed(attr);
         }
-        if self.static_nlink && attr.kind() == Kind::Dir {
-            attr.nlink = 1;
-        }
-        attr
+        let fixed = self.static_nlink && attr.kind() == Kind::Dir;
+        Cow::Owned(Attr {
+            uid: self.ids.users.shown(attr.uid),
+            gid: self.ids.groups.shown(attr.gid),
+            nlink: if fixed { 1 } else { attr.nlink },
+            ..*attr
+        })
     }
 
     /// The value of an extended attribute as users see it.

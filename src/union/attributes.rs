@@ -358,8 +358,8 @@ impl Union {
         if kept != attr.mode {
             self.change_mode(node, handle.as_fd(), kept)?;
         }
-        let capability = self.upper()?.dialect().stored_name(CAPABILITY);
-        match sys::remove_xattr(handle.as_fd(), &capability) {
+        let capability = self.upper()?.dialect().capability();
+        match sys::remove_xattr(handle.as_fd(), capability) {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => {
                 // Who is in the group leaves a bit that another takes away.
                 node.set_unprivileged(kept & SGID == 0);

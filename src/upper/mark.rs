@@ -124,6 +124,14 @@ impl Dialect {
         name.to_vec()
     }
 
+    /// The stored name of a file's capabilities.
+    pub fn capability(self) -> &'static [u8] {
+        match self.stat {
+            Some(StatMark::Containers) => b"user.containers.override_security.capability",
+            _ => b"security.capability",
+        }
+    }
+
     /// What users call the attribute stored as `name`; `None` if it is not for them to see.
     pub fn shown_name(self, name: &[u8]) -> Option<Vec<u8>> {
         if let Some(rest) = name.strip_prefix(self.namespace.prefix()) {
@@ -287,14 +295,12 @@ impl Dialect {
     pub fn read(self, fd: BorrowedFd<'_>, kind: Kind) -> SysResult<Marks> {
         let mut marks = Marks::default();
         let names = sys::list_xattrs(fd)?;
-        let node_name = self.node_name();
+        let node: &[u8] = if self.shared {
+            b"overlay.lamina.node"
+        } else {
+            b"lamina.node"
+        };
         for name in &names {
-            if *name == node_name {
-                if let Some(text) = sys::get_xattr(fd, name)? {
-                    marks.node = NodeMark::parse(&text);
-                }
-                continue;
-            }
             let Some(rest) = name.strip_prefix(self.namespace.prefix()) else {
                 continue;
             };
@@ -302,6 +308,11 @@ impl Dialect {
                 b"overlay.opaque" if !self.shared => marks.opaque = self.is_opaque(fd)?,
                 b"overlay.redirect" => marks.redirect = self.redirect(fd)?,
                 b"overlay.metacopy" => marks.metacopy = true,
+                rest if rest == node => {
+                    if let Some(text) = sys::get_xattr(fd, name)? {
+                        marks.node = NodeMark::parse(&text);
+                    }
+                }
                 _ => {}
             }
         }
@@ -314,18 +325,15 @@ impl Dialect {
 
     /// Writes the `node` mark, or removes it if there is nothing to say.
     pub fn write_node(self, fd: BorrowedFd<'_>, node: &NodeMark) -> SysResult<()> {
-        let mut node = node.clone();
-        if let Some(stat) = self.stat
-            && let (Some(owner), Some(mode)) = (node.owner.take(), node.mode.take())
-        {
-            let kind = node.device.take().map(|(kind, major, minor)| {
-                let rdev = rustix::fs::makedev(major, minor);
-                (kind, rdev)
-            });
-            stat.write(fd, &Shown { owner, mode, kind })?;
+        match self.stat {
+            None => self.write_words(fd, node),
+            Some(stat) => self.write_words(fd, &write_stat(stat, fd, node)?),
         }
+    }
+
+    fn write_words(self, fd: BorrowedFd<'_>, node: &NodeMark) -> SysResult<()> {
         let name = self.node_name();
-        if node == NodeMark::default() {
+        if *node == NodeMark::default() {
             return match sys::remove_xattr(fd, &name) {
                 Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
                 result => result,
@@ -333,6 +341,22 @@ impl Dialect {
         }
         sys::set_xattr(fd, &name, node.to_string().as_bytes(), XattrFlags::empty())
     }
+}
+
+/// Writes what an attribute of others says; returns what it does not.
+fn write_stat(stat: StatMark, fd: BorrowedFd<'_>, node: &NodeMark) -> SysResult<NodeMark> {
+    let (Some(owner), Some(mode)) = (node.owner, node.mode) else {
+        return Ok(node.clone());
+    };
+    let kind = node.device.map(|(kind, major, minor)| {
+        let rdev = rustix::fs::makedev(major, minor);
+        (kind, rdev)
+    });
+    stat.write(fd, &Shown { owner, mode, kind })?;
+    Ok(NodeMark {
+        origin: node.origin.clone(),
+        ..NodeMark::default()
+    })
 }
 
 /// The marks of one object.
@@ -514,6 +538,10 @@ mod tests {
             assert_eq!(shared.shown_name(&stored).as_deref(), Some(name));
         }
         assert_eq!(shared.shown_name(&shared.node_name()), None);
+        assert_eq!(
+            shared.stored_name(b"security.capability"),
+            shared.capability()
+        );
     }
 
     #[test]

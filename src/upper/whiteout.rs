@@ -40,15 +40,21 @@ fn file_name(name: &[u8]) -> Option<Vec<u8>> {
 impl Upper {
     /// Whether a file beside a name says that it is deleted.
     pub fn has_whiteout_file(&self, dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<bool> {
+        if !self.dialect.shared {
+            return Ok(false);
+        }
         match file_name(name) {
-            Some(file) if self.dialect.shared => Ok(sys::find_at(dir, &file)?.is_some()),
-            _ => Ok(false),
+            Some(file) => Ok(sys::find_at(dir, &file)?.is_some()),
+            None => Ok(false),
         }
     }
 
     /// Removes the file that says that a name is deleted, if there is one.
     pub fn remove_whiteout_file(&self, dir: BorrowedFd<'_>, name: &[u8]) -> SysResult<()> {
-        let Some(file) = file_name(name).filter(|_| self.dialect.shared) else {
+        if !self.dialect.shared {
+            return Ok(());
+        }
+        let Some(file) = file_name(name) else {
             return Ok(());
         };
         match rfs::unlinkat(dir, file.as_slice(), AtFlags::empty()) {
