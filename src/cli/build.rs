@@ -13,7 +13,7 @@ use lamina_layers::store::{Image, Store, StoreError, check_name};
 
 use super::progress::LayerBars;
 use super::registry::RegistryArgs;
-use super::{Context, Usage, out};
+use super::{Context, Usage, in_one_line, out};
 use crate::build::{self, BuildError, BuildResult, Options, Problem, Secret, Surroundings};
 use crate::runtime::container::Interrupts;
 use crate::runtime::rootless;
@@ -190,7 +190,7 @@ impl Bases<'_> {
         match (self.pull(&reference, platform), local) {
             (Ok(image), _) => Ok(image),
             (Err(error), Some(local)) if self.args.pull == Pull::Newer => {
-                let reason = format!("{error:#}");
+                let reason = in_one_line(&error);
                 (self.say)(&format!("taking {name} as it is in the store: {reason}"));
                 Ok(local)
             }
@@ -198,7 +198,7 @@ impl Bases<'_> {
             (Err(_), Some(local)) if self.args.pull == Pull::Missing => Ok(local),
             (Err(error), _) => Err(Problem::Pull {
                 image: name.to_owned(),
-                reason: format!("{error:#}"),
+                reason: in_one_line(&error),
             }
             .into()),
         }

@@ -125,6 +125,8 @@ fn a_newer_one_is_taken_if_it_can_be_had() {
         message.contains(":1: FROM ") && message.contains("cannot be pulled"),
         "{message}"
     );
+    // Each cause once.
+    assert_eq!(message.matches("refused").count(), 1, "{message}");
 }
 
 #[test]
